@@ -1,0 +1,48 @@
+"""llmc: make language models smaller, and prove what it cost.
+
+The public names are imported on first use, so that `import llmc` is instant and imports no torch.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from llmc.errors import LlmcError as LlmcError
+
+if TYPE_CHECKING:
+    from llmc.checkpoint import Checkpoint as Checkpoint
+    from llmc.eval import evaluate as evaluate
+    from llmc.exporting import export as export
+    from llmc.hub import push as push
+    from llmc.inspection import inspect as inspect
+    from llmc.pipeline import plan as plan
+    from llmc.pipeline import quantize as quantize
+    from llmc.pipeline import run as run
+    from llmc.recipe import method_table as method_table
+    from llmc.recipe import recipe_names as recipe_names
+    from llmc.verification import verify as verify
+
+__version__ = "0.1.0"
+
+_PUBLIC = {
+    "Checkpoint": "llmc.checkpoint",
+    "evaluate": "llmc.eval",
+    "export": "llmc.exporting",
+    "inspect": "llmc.inspection",
+    "method_table": "llmc.recipe",
+    "plan": "llmc.pipeline",
+    "push": "llmc.hub",
+    "quantize": "llmc.pipeline",
+    "recipe_names": "llmc.recipe",
+    "run": "llmc.pipeline",
+    "verify": "llmc.verification",
+}
+
+__all__ = ["LlmcError", "__version__", *_PUBLIC]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _PUBLIC:
+        return getattr(import_module(_PUBLIC[name]), name)
+    raise AttributeError(f"module 'llmc' has no attribute {name!r}")

@@ -1,0 +1,273 @@
+"""Write side: model folders built next to OUT and renamed into place only when complete.
+
+`OUT.llmc-partial/` holds the folders being written, a lock, and a journal with one line per finished unit of work (a
+block, usually): the hashes of its tensors and its rows of the report. Every tensor has its place from the start, so a
+run that is killed goes on after the last journalled unit and ends with the same bytes.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from llmc.errors import OutputError, StorageError
+from llmc.layout import WeightFiles
+
+CHUNK = 1 << 24
+
+
+@dataclass(frozen=True)
+class Unit:
+    """One finished piece of work, as journalled.
+
+    Attributes:
+        name: the block's path, or the tensor's name.
+        tensors: folder -> tensor name -> SHA-256 of its stored bytes.
+        report: rows for the manifest, one per Target.
+    """
+
+    name: str
+    tensors: dict[str, dict[str, str]]
+    report: list[dict[str, Any]]
+
+
+class Folder:
+    """One model folder of a run: the weight files, preallocated, and whatever other files it needs."""
+
+    def __init__(self, path: Path, files: WeightFiles) -> None:
+        self.path, self.files = path, files
+        self._open: dict[str, int] = {}
+
+    def prepare(self, fresh: bool) -> None:
+        """Create the weight files at full size, so that a full disk is known before the work."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        for name, size in self.files.sizes.items():
+            handle = os.open(self.path / name, os.O_RDWR | os.O_CREAT, 0o644)
+            self._open[name] = handle
+            if fresh or os.fstat(handle).st_size != size:
+                os.ftruncate(handle, 0)
+                os.posix_fallocate(handle, 0, size)
+            header = self.files.headers[name]
+            os.pwrite(handle, header, 0)
+
+    def write(self, name: str, tensor: torch.Tensor) -> str:
+        """Write a tensor to its place; returns the SHA-256 of its bytes."""
+        slot = self.files.slots[name]
+        if (tensor.dtype, tuple(tensor.shape)) != (slot.dtype, slot.shape):
+            raise ValueError(f"{name}: {tensor.dtype} {list(tensor.shape)} does not fit its place")
+        data = raw_bytes(tensor)
+        self._write_at(slot.file, slot.start, data)
+        return hashlib.sha256(data).hexdigest()
+
+    def write_part(self, name: str, offset: int, data: memoryview) -> None:
+        """Write bytes of a tensor at `offset` from its beginning."""
+        slot = self.files.slots[name]
+        self._write_at(slot.file, slot.start + offset, data)
+
+    def digest(self, name: str) -> str:
+        """SHA-256 of the bytes that a tensor has on disk."""
+        slot = self.files.slots[name]
+        digest, at = hashlib.sha256(), slot.start
+        while at < slot.stop:
+            data = os.pread(self._open[slot.file], min(CHUNK, slot.stop - at), at)
+            digest.update(data)
+            at += len(data)
+        return digest.hexdigest()
+
+    def read(self, name: str) -> torch.Tensor:
+        """A tensor written before."""
+        slot = self.files.slots[name]
+        data = bytearray(os.pread(self._open[slot.file], slot.stop - slot.start, slot.start))
+        return torch.frombuffer(data, dtype=slot.dtype).view(slot.shape) if data else torch.empty(slot.shape, dtype=slot.dtype)
+
+    def close(self) -> None:
+        """Flush the weight files to disk and close them."""
+        for handle in self._open.values():
+            os.fsync(handle)
+            os.close(handle)
+        self._open.clear()
+
+    def _write_at(self, file: str, offset: int, data: memoryview) -> None:
+        while data:
+            written = os.pwrite(self._open[file], data[: 1 << 30], offset)
+            data, offset = data[written:], offset + written
+
+
+class Artifact:
+    """The output of a run: one folder per container.
+
+    Args:
+        out: where the result will be.
+        files: folder name -> weight files; the name is "" when OUT itself is the only folder.
+        fingerprint: digest of everything the result depends on; a resume must agree with it.
+    """
+
+    def __init__(self, out: Path, files: dict[str, WeightFiles], fingerprint: dict[str, str]) -> None:
+        self.out = out
+        self.partial = out.with_name(out.name + ".llmc-partial")
+        self.fingerprint = fingerprint
+        self.folders = {name: Folder(self.partial / "model" / name, f) for name, f in files.items()}
+        self.done: dict[str, Unit] = {}
+        self._lock: int | None = None
+
+    def open(self, *, fresh: bool, force: bool) -> None:
+        """Start or go on. Raises OutputError when OUT exists, is in use, or belongs to another run."""
+        check_out(self.out, force)
+        self.partial.parent.mkdir(parents=True, exist_ok=True)
+        self.partial.mkdir(exist_ok=True)
+        self._take_lock()
+        journal = self._read_journal()
+        if fresh or journal is None:
+            self._discard()
+            journal = []
+        elif journal[0].get("fingerprint") != self.fingerprint:
+            before = journal[0].get("fingerprint", {})
+            changed = sorted(k for k in self.fingerprint if before.get(k) != self.fingerprint[k])
+            raise OutputError(
+                f"an unfinished run with another {' and '.join(changed)} lies in {self.partial.name}",
+                where=self.out.name,
+                fix="add --fresh to discard it",
+            )
+        missing = sum(f.files.total for f in self.folders.values())
+        self._check_space(missing if not journal else 0)
+        with disk_errors(self.out):
+            for folder in self.folders.values():
+                folder.prepare(fresh=not journal)
+        if not journal:
+            self._append({"fingerprint": self.fingerprint})
+        self.done = {u.name: u for line in journal[1:] if (u := self._intact(line)) is not None}
+
+    def record(self, unit: Unit) -> None:
+        """Journal a finished unit."""
+        self.done[unit.name] = unit
+        self._append({"unit": unit.name, "tensors": unit.tensors, "report": unit.report})
+
+    def finish(self) -> None:
+        """Put the complete folders in place under OUT, in one rename."""
+        with disk_errors(self.out):
+            for folder in self.folders.values():
+                folder.close()
+            old = self.out.with_name(self.out.name + ".llmc-replaced")
+            if self.out.exists():
+                os.rename(self.out, old)
+            os.rename(self.partial / "model", self.out)
+            _sync_directory(self.out.parent)
+            shutil.rmtree(old, ignore_errors=True)
+            shutil.rmtree(self.partial, ignore_errors=True)
+        self._release()
+
+    def abandon(self) -> None:
+        """Close everything after a failure. The journal stays when it holds finished work, else nothing does."""
+        for folder in self.folders.values():
+            for handle in folder._open.values():
+                os.close(handle)
+            folder._open.clear()
+        if self._lock is not None and not self.done:
+            shutil.rmtree(self.partial, ignore_errors=True)
+        self._release()
+
+    def _take_lock(self) -> None:
+        handle = os.open(self.partial / "lock", os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            os.close(handle)
+            raise OutputError("another run is writing this output", where=self.out.name, fix="wait for it") from error
+        self._lock = handle
+
+    def _release(self) -> None:
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+    def _discard(self) -> None:
+        for item in self.partial.iterdir():
+            if item.name == "lock":
+                continue
+            shutil.rmtree(item) if item.is_dir() else item.unlink()
+
+    def _read_journal(self) -> list[dict[str, Any]] | None:
+        """The journal's lines; a last line cut off by a kill is dropped."""
+        path = self.partial / "journal.jsonl"
+        if not path.is_file():
+            return None
+        lines = []
+        for line in path.read_bytes().split(b"\n"):
+            try:
+                lines.append(json.loads(line))
+            except ValueError:
+                break
+        if not lines:
+            return None
+        path.write_bytes(b"".join(json.dumps(line).encode() + b"\n" for line in lines))
+        return lines
+
+    def _append(self, line: dict[str, Any]) -> None:
+        with disk_errors(self.out), open(self.partial / "journal.jsonl", "ab") as file:
+            file.write(json.dumps(line).encode() + b"\n")
+            file.flush()
+            os.fsync(file.fileno())
+
+    def _intact(self, line: dict[str, Any]) -> Unit | None:
+        """The journalled unit if its tensors are on disk as recorded."""
+        unit = Unit(line["unit"], line["tensors"], line["report"])
+        for name, tensors in unit.tensors.items():
+            if any(self.folders[name].digest(tensor) != digest for tensor, digest in tensors.items()):
+                return None
+        return unit
+
+    def _check_space(self, need: int) -> None:
+        free = shutil.disk_usage(self.partial).free
+        if need > free:
+            raise StorageError(
+                f"not enough disk: {need} bytes needed, {free} free", where=self.out.name, fix="free some, or choose another -o"
+            )
+
+
+def check_out(out: Path, force: bool) -> None:
+    """Refuse an OUT that exists (without `force`) or is not a place for a folder."""
+    if out.is_symlink() or (out.exists() and not out.is_dir()):
+        raise OutputError("the output path exists and is not a folder", where=out.name, fix="choose another -o")
+    if out.is_dir() and any(out.iterdir()) and not force:
+        raise OutputError("the output folder exists", where=out.name, fix="add --force to replace it")
+
+
+def check_apart(out: Path, model: Path) -> None:
+    """Refuse an OUT that is the input or lies inside it, or the other way round."""
+    one, other = out.resolve(), model.resolve()
+    if one == other or other in one.parents or one in other.parents:
+        raise OutputError("the output is the input or lies inside it", where=out.name, fix="choose another -o")
+
+
+def raw_bytes(tensor: torch.Tensor) -> memoryview:
+    """The bytes of a contiguous CPU tensor, without a copy."""
+    if tensor.numel() == 0:
+        return memoryview(b"")
+    return memoryview(tensor.contiguous().view(-1).view(torch.uint8).numpy())
+
+
+@contextmanager
+def disk_errors(out: Path) -> Iterator[None]:
+    """Turn errors of the operating system into one line about the disk."""
+    try:
+        yield
+    except OSError as error:
+        raise StorageError(f"cannot write: {error.strerror or error}", where=out.name) from error
+
+
+def _sync_directory(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,86 @@
+"""The model card of an artifact: what it is, how it was made, what it measures, how to load it."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from typing import Any
+
+LOAD = {
+    "compressed-tensors": """```python
+from transformers import AutoModelForCausalLM
+model = AutoModelForCausalLM.from_pretrained("{name}"{flag})  # pip install compressed-tensors
+```""",
+    "gptq": """```python
+from gptqmodel import GPTQModel
+model = GPTQModel.load("{name}")
+```""",
+    "bitsandbytes": """```python
+from transformers import AutoModelForCausalLM
+model = AutoModelForCausalLM.from_pretrained("{name}")  # pip install bitsandbytes
+```""",
+    "dense": """```python
+from transformers import AutoModelForCausalLM
+model = AutoModelForCausalLM.from_pretrained("{name}")
+```""",
+}
+
+
+def model_card(
+    name: str,
+    base_model: str,
+    container: str,
+    runtimes: dict[str, str],
+    recipe: dict[str, Any],
+    sizes: dict[str, Any],
+    notes: Sequence[str],
+    evaluation: str | None = None,
+) -> str:
+    """The text of README.md, YAML front matter included."""
+    front = ["---", "library_name: transformers"]
+    if re.fullmatch(r"[\w.-]+(/[\w.-]+)?", base_model):
+        front += [f"base_model: {base_model}", "base_model_relation: quantized"]
+    front += ["tags:", "- llmc", f"- {container}", "---"]
+    rows = "\n".join(f"| {runtime} | {says} |" for runtime, says in runtimes.items())
+    flag = ""
+    if "dequantize=True" in runtimes.get("transformers", ""):
+        flag = ", quantization_config=CompressedTensorsConfig(dequantize=True)"
+    limits = "\n".join(f"- {note}" for note in notes) or "- none found while writing"
+    return f"""{chr(10).join(front)}
+
+# {name}
+
+{base_model}, compressed by llmc into the `{container}` format.
+
+| | |
+|---|---|
+| weight files | {sizes["weight_bytes"]:,} bytes |
+| original weight files | {sizes["original_bytes"]:,} bytes |
+| bits_per_weight of the compressed matrices | {sizes["bits_per_weight"]:.3f} |
+| bits_per_weight of the whole model | {sizes["model_bits_per_weight"]:.3f} |
+
+## Load
+
+{LOAD[container].format(name=name, flag=flag)}
+
+| runtime | loads |
+|---|---|
+{rows}
+
+The folder carries its decoder in `kernel/`, loadable by the `kernels` library. `llmc verify` checks every byte.
+
+## What it cost
+
+{evaluation or "Not evaluated in the run that wrote it; `llmc eval` prints the table."}
+
+## Limits
+
+{limits}
+
+## Recipe
+
+```json
+{json.dumps(recipe, indent=2)}
+```
+"""

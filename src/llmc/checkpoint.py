@@ -1,0 +1,296 @@
+"""Read side: a Hugging Face folder as Targets and blocks, one block in memory at a time.
+
+Only this file makes Targets. Nothing from the folder is executed; weights are safetensors only.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from llmc.errors import CheckpointError, UnsupportedError
+from llmc.safetensors_file import TensorEntry, load, read_folder
+from llmc.skeleton import Group, Skeleton
+from llmc.structure import InputPoint, Target
+
+MAX_CONFIG = 10_000_000
+FUSED = {
+    "q_proj": "qkv",
+    "k_proj": "qkv",
+    "v_proj": "qkv",
+    "gate_proj": "gate_up",
+    "up_proj": "gate_up",
+    "w1": "gate_up",
+    "w3": "gate_up",
+}
+
+
+class Checkpoint:
+    """A model folder, read lazily.
+
+    Args:
+        folder: a local folder with config.json and safetensors.
+
+    Raises CheckpointError for anything that cannot be read as it should be.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.config_dict = read_config(folder)
+        refuse_unsafe(self.config_dict, folder)
+        self.entries = read_folder(folder)
+        _check_sizes(self.config_dict, len(self.entries), folder)
+        self.skeleton = Skeleton(_transformers_config(folder), self.entries, folder.name)
+        self.duplicates = self._duplicates()
+
+    @property
+    def model(self) -> Any:
+        return self.skeleton.model
+
+    @cached_property
+    def dtype(self) -> torch.dtype:
+        """The dtype that holds most of the weights."""
+        count: dict[torch.dtype, int] = defaultdict(int)
+        for entry in self.entries.values():
+            count[entry.dtype] += entry.numel
+        return max(count, key=lambda d: count[d])
+
+    @cached_property
+    def stored(self) -> list[str]:
+        """Names on disk in conversion order, each tied tensor once."""
+        drop = set(self.duplicates)
+        return [n for n in self.entries if n not in drop]
+
+    @cached_property
+    def targets(self) -> list[Target]:
+        """Every matrix a method may be asked to compress, in the order blocks run."""
+        order = {b: i for i, b in enumerate(self.skeleton.blocks)}
+        drop = set(self.duplicates)
+        found = [
+            target
+            for group in self.skeleton.groups
+            for target in self._targets_of(group)
+            if target.tensor not in drop
+        ]
+        return sorted(found, key=lambda t: order.get(t.block or "", len(order) if t.kind != "embedding" else -1))
+
+    def tensor(self, name: str) -> torch.Tensor:
+        """The tensor `name` as stored."""
+        return load(self.entries[name])
+
+    def matrix(self, target: Target) -> torch.Tensor:
+        """The Target's weight `[out_features, in_features]` in its stored dtype."""
+        tensor = self.tensor(target.tensor)
+        return tensor.t().contiguous() if target.transposed else tensor
+
+    def fingerprint(self) -> str:
+        """SHA-256 over names, dtypes, shapes, sizes and times of the weight files and the config: what a resume checks."""
+        digest = hashlib.sha256(json.dumps(self.config_dict, sort_keys=True).encode())
+        for name, entry in sorted(self.entries.items()):
+            stat = entry.file.stat()
+            digest.update(repr((name, str(entry.dtype), entry.shape, entry.start, stat.st_size, stat.st_mtime_ns)).encode())
+        return digest.hexdigest()
+
+    def fill(
+        self, keys: Iterable[str], dtype: torch.dtype, device: str, replaced: Callable[[str], torch.Tensor | None]
+    ) -> None:
+        """Give the parameters and buffers `keys` their values, in `dtype`.
+
+        `replaced(name on disk)` may hand in other values than the file's (a decoded Target, as on disk).
+        """
+        wanted = {self._owner(key) for key in keys}
+        groups = {id(g): g for g in (self.skeleton.group_of.get(k) for k in wanted) if g is not None}
+        for group in groups.values():
+            tensors = {}
+            for name, _ in group.sources:
+                other = replaced(name)
+                tensors[name] = (self.tensor(name) if other is None else other).to(device)
+            for key, value in group.convert(tensors, self.model).items():
+                for path in self.skeleton.ties.get(key, (key,)):
+                    _assign(self.model, path, value.to(dtype) if value.is_floating_point() else value)
+
+    def clear(self, keys: Iterable[str]) -> None:
+        """Send parameters back to the meta device."""
+        for key in keys:
+            parameter = self.model.get_parameter(key)
+            _assign(self.model, key, torch.empty(parameter.shape, dtype=parameter.dtype, device="meta"))
+
+    def _owner(self, key: str) -> str:
+        """The path under which a tied parameter is on disk."""
+        return next((k for k in self.skeleton.ties.get(key, (key,)) if k in self.skeleton.group_of), key)
+
+    def _duplicates(self) -> list[str]:
+        """Names on disk that repeat a tied tensor byte for byte: read, counted and written once."""
+        out = []
+        for union in sorted(set(self.skeleton.ties.values())):
+            names = [self.skeleton.group_of[k].sources[0][0] for k in union if k in self.skeleton.group_of]
+            first = min(names, key=lambda n: "embed" not in n) if names else ""
+            out += [n for n in names if n != first and _same(self.entries[first], self.entries[n])]
+        return out
+
+    def _targets_of(self, group: Group) -> list[Target]:
+        key = group.keys[0]
+        path, _, parameter = key.rpartition(".")
+        module = self.skeleton.modules.get(path)
+        if module is None or (parameter != "weight" and not _holds_experts(module, parameter)):
+            return []
+        if _holds_experts(module, parameter):
+            return self._experts_of(group, path, parameter, module)
+        kind = _kind(module)
+        if kind is None:
+            return []
+        point = None if kind == "embedding" else InputPoint(path)
+        return [
+            target
+            for name, _ in group.sources
+            if (target := self._target(name, key, kind, point, _columns(module, kind))) is not None
+        ]
+
+    def _experts_of(self, group: Group, path: str, parameter: str, module: Any) -> list[Target]:
+        shape = getattr(module, parameter).shape  # [experts, out, in], or transposed
+        columns = shape[1] if getattr(module, "is_transposed", False) else shape[2]
+        seen: dict[str | None, int] = defaultdict(int)
+        out = []
+        for name, pattern in group.sources:
+            point = InputPoint(path, seen[pattern], parameter)
+            seen[pattern] += 1
+            target = self._target(name, group.keys[0], "expert", point, columns)
+            if target is not None and pattern is not None and "*" in pattern:
+                out.append(target)
+        return out
+
+    def _target(self, name: str, key: str, kind: str, point: InputPoint | None, columns: int) -> Target | None:
+        entry = self.entries[name]
+        if len(entry.shape) != 2 or not name.endswith("weight") or not entry.dtype.is_floating_point:
+            return None
+        transposed = kind == "conv1d" or entry.shape[1] != columns
+        shape = (entry.shape[1], entry.shape[0]) if transposed else (entry.shape[0], entry.shape[1])
+        if shape[1] != columns:
+            return None
+        stem = name.removesuffix(".weight")
+        return Target(
+            name=stem,
+            tensor=name,
+            shape=shape,
+            dtype=entry.dtype,
+            transposed=transposed,
+            kind=kind,
+            block=self.skeleton.block_of(key),
+            point=point,
+            tie=self.skeleton.ties.get(key, ()),
+            fuse=_fuse(stem, kind),
+        )
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """config.json as a dict. Raises CheckpointError when it is missing, too large or not an object."""
+    path = folder / "config.json"
+    if not path.is_file():
+        raise CheckpointError("config.json is missing", where=folder.name, fix="give a Hugging Face model folder")
+    if path.stat().st_size > MAX_CONFIG:
+        raise CheckpointError(f"config.json has {path.stat().st_size} bytes, more than {MAX_CONFIG}", where=folder.name)
+    try:
+        config = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"config.json is not JSON: {error}", where=folder.name) from error
+    if not isinstance(config, dict):
+        raise CheckpointError("config.json is not a JSON object", where=folder.name)
+    return config
+
+
+def refuse_unsafe(config: dict[str, Any], folder: Path) -> None:
+    """Refuse folders that ask to run their own code and checkpoints that are quantized already."""
+    if "auto_map" in config:
+        raise UnsupportedError(
+            "config.json asks to run code from the model folder (auto_map), which llmc never does",
+            where=folder.name,
+            fix="use a model whose architecture transformers has",
+        )
+    if "quantization_config" in config:
+        found = config["quantization_config"]
+        method = found.get("quant_method", "unknown") if isinstance(found, dict) else "unknown"
+        raise UnsupportedError(
+            f"the checkpoint is quantized already ({method})",
+            where=folder.name,
+            fix="start from the original weights, or turn it into plain ones with llmc export --format dense",
+        )
+
+
+def _check_sizes(config: dict[str, Any], tensors: int, folder: Path) -> None:
+    """No config may ask for more layers than there are tensors, or for sizes no model has."""
+    sections = [config, *(v for v in config.values() if isinstance(v, dict))]
+    for section in sections:
+        for key, value in section.items():
+            layers = re.fullmatch(r"(num_(hidden_)?layers|n_layers?|(encoder|decoder)_layers)", key)
+            sizes = re.fullmatch(r"(hidden_size|intermediate_size|vocab_size|num_attention_heads|d_model|d_ff|n_embd)", key)
+            if not layers and not sizes:
+                continue
+            limit = tensors if layers else 1 << 27
+            if value is None or isinstance(value, list):
+                continue
+            if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= limit:
+                raise CheckpointError(
+                    f"config.json: {key} is {json.dumps(value)[:40]}, expected an integer from 1 to {limit}",
+                    where=folder.name,
+                )
+
+
+def _transformers_config(folder: Path) -> Any:
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+    except Exception as error:  # pydantic, strict dataclasses and plain ValueErrors, by architecture
+        line = " ".join(str(error).split())
+        raise CheckpointError(f"config.json is not usable: {line[:300]}", where=folder.name) from error
+
+
+def _assign(model: nn.Module, key: str, value: torch.Tensor) -> None:
+    path, _, name = key.rpartition(".")
+    module = model.get_submodule(path)
+    if name in module._parameters:
+        module._parameters[name] = nn.Parameter(value, requires_grad=False)
+    else:
+        module._buffers[name] = value
+
+
+def _same(one: TensorEntry, other: TensorEntry) -> bool:
+    if (one.dtype, one.shape) != (other.dtype, other.shape):
+        return False
+    return torch.equal(load(one).view(torch.uint8), load(other).view(torch.uint8))
+
+
+def _holds_experts(module: nn.Module, parameter: str) -> bool:
+    value = getattr(module, parameter, None)
+    return hasattr(module, "is_transposed") and isinstance(value, torch.Tensor) and value.ndim == 3
+
+
+def _kind(module: nn.Module) -> str | None:
+    if isinstance(module, nn.Linear):
+        return "linear"
+    if isinstance(module, nn.Embedding):
+        return "embedding"
+    return "conv1d" if type(module).__name__ == "Conv1D" else None
+
+
+def _columns(module: Any, kind: str) -> int:
+    if kind == "linear":
+        return int(module.in_features)
+    return int(module.weight.shape[1] if kind == "embedding" else module.weight.shape[0])
+
+
+def _fuse(stem: str, kind: str) -> str | None:
+    """Inference engines merge q/k/v, gate/up and all experts of a layer."""
+    parent, _, leaf = stem.rpartition(".")
+    if kind == "expert":
+        return parent.rpartition(".")[0] + ".experts"
+    return f"{parent}.{FUSED[leaf]}" if leaf in FUSED else None

@@ -1,0 +1,124 @@
+"""Every option that more than one verb has, defined once, and what the text of an option means."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import asdict, dataclass
+from typing import Annotated, Any
+
+from typer import Argument, Option
+
+from llmc.errors import UsageError
+
+Model = Annotated[str, Argument(metavar="MODEL", help="Folder of a Hugging Face model, or a Hub id.")]
+Folder = Annotated[str, Argument(metavar="OUT", help="Folder that llmc wrote.")]
+Out = Annotated[str, Option("-o", "--out", metavar="OUT", help="Folder to write; it appears only when complete.")]
+Against = Annotated[str | None, Option("--against", metavar="MODEL", help="The original model: a folder or a Hub id.")]
+Device = Annotated[str | None, Option("--device", metavar="D", help="Where to compute: cpu, cuda, cuda:1.")]
+Overrides = Annotated[
+    list[str] | None, Option("--set", metavar="PATH=VALUE", help="Change a field of the recipe; repeatable.")
+]
+Fresh = Annotated[bool, Option("--fresh", help="Discard what an interrupted run left and start over.")]
+Force = Annotated[bool, Option("--force", help="Replace OUT if it exists.")]
+DryRun = Annotated[bool, Option("--dry-run", help="Say what would be done, and do nothing.")]
+Json = Annotated[bool, Option("--json", help="Print one JSON document on stdout instead of tables.")]
+
+
+@dataclass(frozen=True)
+class Job:
+    """The options of a one-stage job, as the command line gives them: `quantize` and `plan` share them."""
+
+    method: Annotated[str | None, Option("--method", metavar="NAME", help="rtn, gptq, ...: see `llmc methods`.")] = None
+    bits: Annotated[int | None, Option("--bits", metavar="N", help="Width of one code.")] = None
+    group_size: Annotated[
+        str | None, Option("--group-size", metavar="N", help="Input columns that share a scale; `channel` for all.")
+    ] = None
+    option: Annotated[
+        list[str] | None,
+        Option("-O", metavar="NAME=VALUE", help="Any other field of the method (`llmc methods NAME`); repeatable."),
+    ] = None
+    asymmetric: Annotated[bool, Option("--asymmetric", help="Fit a zero point instead of fixing it mid-grid.")] = False
+    act_order: Annotated[bool, Option("--act-order", help="gptq: columns by decreasing activation.")] = False
+    targets: Annotated[
+        list[str] | None, Option("--targets", metavar="GLOB", help="Compress only these matrices; repeatable.")
+    ] = None
+    ignore: Annotated[
+        list[str] | None, Option("--ignore", metavar="GLOB", help="Leave these matrices alone; repeatable.")
+    ] = None
+    calibration: Annotated[
+        str | None, Option("--calibration", metavar="TEXT", help="A .txt, .jsonl or .parquet file, or a datasets id.")
+    ] = None
+    num_samples: Annotated[int | None, Option("--num-samples", metavar="N", help="Calibration sequences.")] = None
+    sequence_length: Annotated[int | None, Option("--sequence-length", metavar="N", help="Tokens in each.")] = None
+    seed: Annotated[int | None, Option("--seed", metavar="N", help="Seed of every random choice.")] = None
+    formats: Annotated[
+        list[str] | None,
+        Option(
+            "--format",
+            metavar="F",
+            help="compressed-tensors, gptq, bitsandbytes or dense; repeatable, then OUT holds one folder for each.",
+        ),
+    ] = None
+    device: Device = None
+    compute_dtype: Annotated[
+        str | None, Option("--compute-dtype", metavar="T", help="Type of the arithmetic: float32, float64, bfloat16.")
+    ] = None
+    max_memory: Annotated[
+        str | None, Option("--max-memory", metavar="SIZE", help="Most memory to use: 8GiB, 500MB, a number of bytes.")
+    ] = None
+    revision: Annotated[str | None, Option("--revision", metavar="R", help="Branch, tag or commit of a Hub id.")] = None
+    fresh: Fresh = False
+    force: Force = False
+    allow_nonfinite: Annotated[
+        bool, Option("--allow-nonfinite", help="Keep tensors with NaN or Inf as they are instead of refusing them.")
+    ] = False
+
+    def arguments(self) -> dict[str, Any]:
+        """Keyword arguments for the library. What was not given is left out: defaults are the library's.
+
+        Raises:
+            UsageError: a value that cannot be read.
+        """
+        given = {name: value for name, value in asdict(self).items() if value not in (None, []) and value is not False}
+        if "group_size" in given:
+            given["group_size"] = group_size(given["group_size"])
+        if "max_memory" in given:
+            given["max_memory"] = byte_count(given["max_memory"])
+        if "option" in given:
+            given["options"] = assignments(given.pop("option"))
+        if given.pop("asymmetric", False):
+            given["symmetric"] = False
+        return given
+
+
+def group_size(text: str) -> int | str:
+    """`128` or `channel`."""
+    if text == "channel":
+        return text
+    if not re.fullmatch(r"[1-9]\d{0,8}", text):
+        raise UsageError(f"cannot read {text!r}", where="--group-size", fix="give a number of columns, or channel")
+    return int(text)
+
+
+def byte_count(text: str) -> int:
+    """`8GiB`, `500 MB` or a plain number, in bytes."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(?:([KMGT])(i)?)?B?", text.strip(), re.IGNORECASE)
+    if match is None:
+        raise UsageError(f"cannot read {text!r}", where="--max-memory", fix="write it like 8GiB, 500MB or 1000000")
+    number, prefix, binary = match.groups()
+    step = 1024 if binary else 1000
+    power = " KMGT".index(prefix.upper()) if prefix else 0
+    return int(float(number) * step**power)
+
+
+def assignments(texts: list[str]) -> dict[str, str]:
+    """`["damping=0.05"]` as `{"damping": "0.05"}`; the method's dataclass reads the values."""
+    pairs: dict[str, str] = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not equals or not name:
+            raise UsageError(f"cannot read {text!r}", where="-O", fix="write it like -O damping=0.05")
+        if name in pairs:
+            raise UsageError(f"{name!r} is given twice", where="-O", fix="give it once")
+        pairs[name] = value
+    return pairs

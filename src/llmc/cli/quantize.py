@@ -1,0 +1,31 @@
+"""`llmc quantize`: one stage, without a recipe."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from llmc.cli.failures import resumable
+from llmc.cli.options import Job, Model, Out
+from llmc.cli.output import Output
+
+DATA_FREE = (
+    "no --calibration: rounding to nearest with searched scales; "
+    "gptq loses less and needs --method gptq --calibration FILE"
+)
+
+
+def quantize(output: Output, model: Model, out: Out, **job: Any) -> None:
+    """Write a smaller copy of a model.
+
+    \b
+    Example:
+      llmc quantize ./model -o ./model-w4 --method gptq --calibration text.txt
+      llmc quantize ./model -o ./model-w8 --bits 8 --group-size channel
+    """
+    import llmc
+
+    arguments = Job(**job).arguments()
+    if "method" not in arguments and "calibration" not in arguments:
+        output.note(DATA_FREE)
+    with resumable():
+        output.result(llmc.quantize(model, out, **arguments, progress=output.progress))

@@ -1,0 +1,39 @@
+"""`llmc run`: a whole recipe."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from typer import Argument, Option
+
+from llmc.cli.failures import resumable
+from llmc.cli.options import DryRun, Force, Fresh, Overrides
+from llmc.cli.output import Output
+
+Recipe = Annotated[str, Argument(metavar="RECIPE", help="A YAML file, or the name of a recipe that ships.")]
+Out = Annotated[str | None, Option("-o", "--out", metavar="OUT", help="Folder to write, instead of the recipe's.")]
+
+
+def run(
+    output: Output,
+    recipe: Recipe,
+    out: Out = None,
+    overrides: Overrides = None,
+    dry_run: DryRun = False,
+    fresh: Fresh = False,
+    force: Force = False,
+) -> None:
+    """Run a recipe.
+
+    Its stages, containers, evaluation, gates and upload, in this order. Exit code 1 when a gate fails.
+
+    \b
+    Example:
+      llmc run quickstart -o demo-out
+      llmc run recipe.yaml --set stages.0.bits=3 --dry-run
+    """
+    import llmc
+
+    arguments = {"dry_run": dry_run, "fresh": fresh, "force": force}
+    with resumable():
+        output.result(llmc.run(recipe, out, overrides=overrides or [], **arguments, progress=output.progress))

@@ -1,0 +1,58 @@
+"""Round to nearest: every weight to the nearest value of its group's grid.
+
+Scales are fitted to the weights alone ("absmax"), or searched for the least squared error ("mse"), in which the columns
+count by their mean squared activation where a Hessian is at hand. Left out: anything that looks at outputs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+
+from llmc.compressors.options import GridOptions, check_groups
+from llmc.compressors.parallel import ordered_map, row_tiles
+from llmc.formats.encoded import Encoded, Grid, Params, Plane
+from llmc.structure import Context
+
+TILE = 1 << 16  # weights at once: the float32 copies stay in the L2 cache
+
+
+@dataclass(frozen=True)
+class Rtn(GridOptions):
+    """Round to nearest."""
+
+    needs: ClassVar[tuple[str, ...]] = ()
+    by_rows: ClassVar[bool] = True
+
+    def __call__(self, weight: torch.Tensor, stats: dict[str, Any], context: Context) -> Encoded:
+        """Round `weight: [out_features, in_features]`; `stats["hessian"]` is used when it is there.
+
+        Raises:
+            UsageError: the group size does not divide the columns, or the grid cannot be had.
+        """
+        check_groups(self.group_size, weight.shape[1])
+        hessian = stats.get("hessian")
+        importance = hessian.diagonal() if hessian is not None and hessian.tokens else None
+        return round_to_nearest(weight, self.make_grid(context.scale_dtypes), importance, context)
+
+
+def round_to_nearest(weight: torch.Tensor, grid: Grid, importance: torch.Tensor | None, context: Context) -> Encoded:
+    """Round `weight: [rows, columns]`; `importance: [columns]` weighs the squared error of the scale search."""
+    rows, columns = weight.shape
+    group = grid.group_size or columns
+    if importance is not None:
+        importance = importance.to(context.device, torch.float32).view(columns // group, group)
+    codes = torch.empty(rows, columns, dtype=torch.uint8)
+
+    def tile(bounds: tuple[int, int]) -> Params:
+        a, b = bounds
+        values = weight[a:b].to(context.device, torch.float32).view(b - a, columns // group, group)
+        params = grid.fit(values, importance)
+        codes[a:b] = grid.round(values, params).view(b - a, columns)
+        return {name: value.squeeze(-1).cpu() for name, value in params.items()}  # [rows, groups]
+
+    parts = list(ordered_map(tile, row_tiles(rows, TILE // columns), context.workers))
+    params = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+    return Encoded(grid, {"codes": Plane(codes, grid.alphabet)}, params, (rows, columns), weight.dtype)

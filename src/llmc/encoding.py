@@ -1,0 +1,118 @@
+"""One Target through its method and into every container: the step that all walks share."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from llmc.artifact import Folder, raw_bytes
+from llmc.errors import CheckpointError
+from llmc.formats.container import Container, Spec
+from llmc.formats.encoded import Encoded
+from llmc.layout import nbytes
+from llmc.structure import Context
+
+TILE = 1 << 21
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A Target as written: per folder the digests of its tensors, and its row of the report."""
+
+    tensors: dict[str, dict[str, str]]
+    row: dict[str, Any]
+
+
+def encode_together(
+    method: Any, weights: Sequence[torch.Tensor], stats: dict[str, Any], context: Context
+) -> list[Encoded]:
+    """Compress matrices `[out_i, in]` that share an input, in one call where rows are independent."""
+    if len(weights) == 1 or not method.by_rows:
+        return [method(w, stats, context) for w in weights]
+    whole = method(torch.cat(list(weights)), stats, context)
+    out, start = [], 0
+    for weight in weights:
+        out.append(whole.rows(start, start + weight.shape[0]))
+        start += weight.shape[0]
+    return out
+
+
+def store(
+    spec: Spec, encoded: Encoded, weight: torch.Tensor, places: Sequence[tuple[str, Container, Folder]]
+) -> Stored:
+    """Write an encoded Target into every container's folder; returns digests and measured error."""
+    tensors, decoded_in = {}, {}
+    for name, container, folder in places:
+        packed = container.pack(spec, encoded)
+        tensors[name] = {key: folder.write(key, value.contiguous()) for key, value in packed.items()}
+        decoded_in[container.name] = container.decoded_dtype(spec.target)
+    digests, snr = measure(encoded, weight, set(decoded_in.values()))
+    container = places[0][1]
+    bits = 8 * sum(nbytes(*s) for s in container.layout(spec).values()) / spec.target.numel
+    row = {
+        "target": spec.target.name,
+        "tensor": spec.target.tensor,
+        "shape": list(spec.target.shape),
+        "grid": {"name": type(spec.grid).__name__, **dataclasses.asdict(spec.grid)},  # type: ignore[call-overload]
+        "bits_per_weight": round(bits, 6),
+        "snr_db": snr,
+        "decoded": {name: digests[dtype] for name, dtype in decoded_in.items()},
+    }
+    return Stored(tensors, row)
+
+
+def measure(
+    encoded: Encoded, weight: torch.Tensor, dtypes: set[torch.dtype]
+) -> tuple[dict[torch.dtype, str], float | None]:
+    """SHA-256 of the decoded values `[out, in]` in each dtype, and the signal-to-noise ratio in dB of the Target's own.
+
+    None stands for no error at all.
+    """
+    hashes = {dtype: hashlib.sha256() for dtype in dtypes}
+    noise = signal = 0.0
+    for start, part in tiles(encoded):
+        values = part.grouped_value()
+        for dtype, digest in hashes.items():
+            digest.update(raw_bytes(values.to(dtype)))
+        original = weight[start : start + part.shape[0]].float()
+        noise += float((values.to(encoded.dtype).float() - original).square().sum(dtype=torch.float64))
+        signal += float(original.square().sum(dtype=torch.float64))
+    snr = round(10 * math.log10(signal / noise), 4) if noise and signal else None
+    return {dtype: digest.hexdigest() for dtype, digest in hashes.items()}, snr
+
+
+def tiles(encoded: Encoded) -> Iterator[tuple[int, Encoded]]:
+    """Slabs of rows small enough for the cache: (first row, slab)."""
+    rows, columns = encoded.shape
+    step = max(1, TILE // max(columns, 1))
+    for start in range(0, rows, step):
+        yield start, encoded.rows(start, min(start + step, rows))
+
+
+def require_finite(weight: torch.Tensor, name: str) -> None:
+    """Raise CheckpointError naming the tensor, the first index and the count of NaN and Inf."""
+    bad = nonfinite(weight)
+    if bad is not None:
+        count, first = bad
+        raise CheckpointError(
+            f"{count} of {weight.numel()} values are NaN or Inf, the first at {first}",
+            where=name,
+            fix="--allow-nonfinite keeps that tensor as it is",
+        )
+
+
+def nonfinite(tensor: torch.Tensor) -> tuple[int, list[int]] | None:
+    """How many values are NaN or Inf, and the index of the first; None when all are finite."""
+    if not tensor.is_floating_point() or tensor.numel() == 0:
+        return None
+    if bool(torch.isfinite(tensor.sum(dtype=torch.float32))):  # a finite sum has no NaN or Inf in it
+        return None
+    bad = ~torch.isfinite(tensor)
+    count = int(bad.sum())
+    return (count, bad.nonzero()[0].tolist()) if count else None

@@ -1,0 +1,205 @@
+"""`evaluate`: one folder, with or without its original, on one text."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from llmc.errors import CalibrationError, InputError, UsageError
+from llmc.eval.intervals import paired_intervals
+from llmc.eval.loading import check_config, open_model, position_limit, quiet, require_ids_fit
+from llmc.eval.metrics import Scored, WindowSums, score
+from llmc.eval.report import EvalReport, Source
+from llmc.eval.samples import Sample, greedy
+from llmc.eval.sizes import folder_sizes
+from llmc.hub import resolve_model
+from llmc.structure import silent
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from llmc.eval.intervals import Figure
+    from llmc.structure import Progress
+
+Opener = Callable[[Path], tuple[Any, Any]]
+"""`opener(folder) -> (model, tokenizer)`; the model is used in the dtype it comes in."""
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
+
+
+def evaluate(
+    folder: str | Path,
+    *,
+    text: str | Path,
+    against: str | Path | None = None,
+    context: int = 512,
+    stride: int = 512,
+    max_tokens: int | None = None,
+    prompt: str | None = None,
+    device: str = "cpu",
+    dtype: str = "float32",
+    opener: Opener | None = None,
+    progress: Progress | None = None,
+) -> EvalReport:
+    """Perplexity of the model in `folder` on a text, and with `against` what it lost relative to the original.
+
+    Args:
+        folder: a model folder, or a Hub id.
+        text: UTF-8 file, tokenized whole and once, with the tokenizer's own special tokens.
+        against: the original, on the same tokens.
+        context, stride: window length and distance in tokens (see `llmc.eval.metrics`).
+        max_tokens: use only the first tokens of the text.
+        prompt: also continue this greedily.
+        dtype: of the computation, `float32`, `bfloat16` or `float16`.
+        opener: opens both folders in place of `open_model`, for a container that transformers does not read.
+
+    Raises:
+        InputError: of any kind, one line; see `llmc.errors`.
+        NetworkError: a Hub id that cannot be fetched.
+    """
+    _check_options(context, stride, max_tokens, device, dtype)
+    report = progress or silent
+    content = _read(Path(text))
+    paths = [resolve_model(str(model), progress=report) for model in (folder, against) if model is not None]
+    names = [_name(model, path) for model, path in zip((folder, against), paths, strict=False)]
+    for path in paths:
+        check_config(path)
+    sizes = [folder_sizes(path) for path in paths]
+    opened: list[tuple[Any, Any]] = []
+    for i, path in enumerate(paths):
+        report("open", i, len(paths))
+        opened.append((opener or partial(open_model, dtype=DTYPES[dtype]))(path))
+    scored = [Scored(name, model.to(device).eval()) for name, (model, _) in zip(names, opened, strict=True)]
+    ids = _token_ids(content, Path(text), names, [tokenizer for _, tokenizer in opened], max_tokens)
+    for one in scored:
+        _require_positions(one, context)
+        require_ids_fit(one.model, int(ids.max()), one.name)
+    original = scored[1] if against is not None else None
+    samples = () if prompt is None else (_sample(prompt, opened),)
+    sums = score(scored[0], ids, context=context, stride=stride, original=original, progress=progress)
+    return EvalReport(
+        model=names[0],
+        against=names[1] if against is not None else None,
+        **_figures(sums),
+        weight_bytes=sizes[0].weight_bytes,
+        bits_per_weight=sizes[0].bits_per_weight,
+        targeted_bits_per_weight=sizes[0].targeted_bits_per_weight,
+        original_weight_bytes=sizes[1].weight_bytes if against is not None else None,
+        original_bits_per_weight=sizes[1].bits_per_weight if against is not None else None,
+        context=context,
+        stride=stride,
+        tokens=int(sums.tokens.sum()),
+        dtype=str(scored[0].model.dtype).removeprefix("torch."),
+        tokenizer=_tokenizer_source(paths[0], opened[0][1]),
+        text=Source(Path(text).name, hashlib.sha256(content).hexdigest()),
+        samples=samples,
+        windows=sums,
+    )
+
+
+def _figures(sums: WindowSums) -> dict[str, Any]:
+    """The figures that are functions of the sums, under their names in the report, and their intervals."""
+    figures: dict[str, Figure] = {"perplexity": lambda s: _exp(s[:, 1] / s[:, 0])}
+    columns = [sums.tokens, sums.nll]
+    if sums.original_nll is not None and sums.kl is not None and sums.agree is not None:
+        columns += [sums.original_nll, sums.kl, sums.agree]
+        figures["perplexity_ratio"] = lambda s: _exp((s[:, 1] - s[:, 2]) / s[:, 0])
+        figures["kl"] = lambda s: s[:, 3] / s[:, 0]
+        figures["top1_agreement"] = lambda s: s[:, 4] / s[:, 0]
+    table = np.stack(columns, axis=1)  # [windows, columns]
+    total = table.sum(axis=0, keepdims=True)
+    values: dict[str, Any] = {"perplexity_ratio": None, "kl": None, "top1_agreement": None}
+    values |= {name: float(figure(total)[0]) for name, figure in figures.items()}
+    values["original_perplexity"] = None if sums.original_nll is None else float(_exp(total[:, 2] / total[:, 0])[0])
+    return values | {"intervals": paired_intervals(table, figures)}
+
+
+def _exp(x: NDArray[np.float64]) -> NDArray[np.float64]:
+    with np.errstate(over="ignore"):
+        return np.exp(x)
+
+
+def _check_options(context: int, stride: int, max_tokens: int | None, device: str, dtype: str) -> None:
+    if context < 2:
+        raise UsageError(f"context {context} leaves no token to score", where="--context", fix="use 2 or more")
+    if not 1 <= stride <= context:
+        raise UsageError(
+            f"stride {stride} is not between 1 and the context {context}",
+            where="--stride",
+            fix="a stride beyond the context would skip tokens",
+        )
+    if max_tokens is not None and max_tokens < 2:
+        raise UsageError(f"max_tokens {max_tokens} leaves no token to score", where="--max-tokens", fix="use 2 or more")
+    if dtype not in DTYPES:
+        raise UsageError(f"unknown dtype {dtype!r}", where="--dtype", fix="choose one of: " + ", ".join(DTYPES))
+    if device.split(":")[0] not in ("cpu", "cuda"):
+        raise UsageError(f"unknown device {device!r}", where="--device", fix="choose cpu or cuda")
+    if device != "cpu" and not torch.cuda.is_available():
+        raise UsageError(f"device {device!r} is not available here", where="--device", fix="use cpu")
+
+
+def _read(path: Path) -> bytes:
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise CalibrationError(f"cannot read the text: {error.strerror}", where=str(path)) from error
+    if not content.strip():
+        raise CalibrationError("the text is empty", where=str(path), fix="give a text of some thousand words")
+    return content
+
+
+def _token_ids(content: bytes, path: Path, names: list[str], tokenizers: list[Any], limit: int | None) -> Tensor:
+    """Token ids `[tokens]`, int64, the same from every tokenizer."""
+    try:
+        words = content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise CalibrationError(
+            f"not UTF-8 at byte {error.start}", where=str(path), fix="convert it to UTF-8"
+        ) from error
+    with quiet():
+        made = [torch.tensor(tokenizer(words)["input_ids"][:limit]) for tokenizer in tokenizers]
+    ids = made[0]
+    if len(made) == 2 and not torch.equal(ids, made[1]):
+        shared = min(len(ids), len(made[1]))
+        at = next(iter((ids[:shared] != made[1][:shared]).nonzero().flatten().tolist()), shared)
+        raise InputError(
+            f"the tokenizers of {names[0]} and {names[1]} differ: token {at} of the text is not the same",
+            where=str(path),
+            fix="compare a model with the one it was made from, or leave out --against",
+        )
+    if len(ids) < 2:
+        raise CalibrationError(f"the text has {len(ids)} token, and 2 are needed", where=str(path))
+    return ids
+
+
+def _require_positions(one: Scored, context: int) -> None:
+    limit = position_limit(one.model)
+    if limit is not None and context > limit:
+        raise UsageError(
+            f"context {context} exceeds the {limit} positions of {one.name}",
+            where="--context",
+            fix=f"use at most {limit}",
+        )
+
+
+def _sample(prompt: str, opened: list[tuple[Any, Any]]) -> Sample:
+    return Sample(prompt, *(greedy(model, tokenizer, prompt) for model, tokenizer in opened))
+
+
+def _name(model: str | Path, path: Path) -> str:
+    """Folder name or Hub id: a report goes to others, to whom paths of this machine say nothing."""
+    return path.resolve().name if Path(model).exists() else str(model)
+
+
+def _tokenizer_source(folder: Path, tokenizer: Any) -> Source:
+    file = next((folder / name for name in TOKENIZER_FILES if (folder / name).is_file()), None)
+    digest = None if file is None else hashlib.sha256(file.read_bytes()).hexdigest()
+    return Source(type(tokenizer).__name__, digest)

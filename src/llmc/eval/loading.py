@@ -1,0 +1,240 @@
+"""Open a model folder of any origin through transformers, with the weights it stores and no others.
+
+transformers fills what a folder lacks with random numbers and a warning: here that is an error which names the tensors.
+A quantized folder is decoded by its official reader in the dtype it was made for, and computed in the dtype asked for,
+like the original it is compared with. Nothing in the folder is executed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import warnings
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from llmc.checkpoint import read_config
+from llmc.errors import CheckpointError, InputError, UnsupportedError
+from llmc.eval.sizes import first_line, without_quantization
+from llmc.safetensors_file import read_folder
+
+NAMED = 4  # tensors that a message lists
+
+
+def open_model(folder: Path, *, dtype: torch.dtype = torch.float32, device: str = "cpu") -> tuple[Any, Any]:
+    """The causal language model in `folder` with dense weights, in evaluation mode, and its tokenizer.
+
+    Reads dense folders, compressed-tensors, bitsandbytes, and whatever else transformers reads by itself.
+
+    Raises:
+        CheckpointError: it cannot be read, or its weights are not exactly those that its config describes.
+        UnsupportedError: an encoding that no installed reader knows, or one that cannot be evaluated.
+    """
+    config = check_config(folder)
+    read_folder(folder)  # damaged files and an index that leaves the folder, which transformers would follow
+    with quiet():
+        tokenizer = _open_tokenizer(folder)
+        if config.get("quantization_config"):
+            model = _open_quantized(folder, config["quantization_config"], dtype)
+        else:
+            model = _from_pretrained(folder, dtype=dtype)
+    return model.to(device).eval(), tokenizer
+
+
+def check_config(folder: Path) -> dict[str, Any]:
+    """config.json, refused where opening the folder would run or fetch something, or it holds no language model."""
+    config = read_config(folder)
+    if (folder / "adapter_config.json").exists():
+        raise CheckpointError("an adapter, not a whole model", where=folder.name, fix="merge it into its model first")
+    for key, value in _fields(config):
+        remote = key in ("auto_map", "trust_remote_code") and value
+        fetched = key.endswith("_implementation") and "/" in str(value)  # a kernel from the Hub
+        if remote or fetched:
+            raise UnsupportedError(
+                f"config.json asks to run code that comes with the model ({key}), which llmc never does",
+                where=folder.name,
+                fix="use a model whose architecture transformers has",
+            )
+    _require_language_model(config, folder)
+    return config
+
+
+def _require_language_model(config: Mapping[str, Any], folder: Path) -> None:
+    """Raise UnsupportedError unless `config` describes a model that predicts the next token of a text."""
+    from transformers.models.auto import modeling_auto as auto
+
+    kind = config.get("model_type")
+    causal = auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+    heads = {name for value in causal.values() for name in ([value] if isinstance(value, str) else value)}
+    head = (config.get("architectures") or [None])[0]
+    if config.get("is_encoder_decoder"):
+        problem = f"{kind!r} is an encoder-decoder model"
+    elif kind in auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES and not config.get("is_decoder"):
+        problem = f"{kind!r} is an encoder, which sees the token it would have to predict"
+    elif head is not None and head not in heads:
+        problem = f"{head!r} has no language-model head"
+    elif kind not in causal:
+        problem = f"model type {kind!r} is not one that transformers has a language model for"
+    else:
+        return
+    raise UnsupportedError(
+        problem,
+        where=folder.name,
+        fix="perplexity and KL need a decoder with its head (a ...ForCausalLM); inspect and verify take any model",
+    )
+
+
+def position_limit(model: Any) -> int | None:
+    """Most tokens the model takes at once, None when it has no such limit."""
+    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    return limit if isinstance(limit, int) and limit > 0 else None
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Hold back the warnings and progress bars of transformers and huggingface_hub; errors still raise."""
+    from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+    from transformers.utils import logging as notes
+
+    level, bars, hub_bars = notes.get_verbosity(), notes.is_progress_bar_enabled(), not are_progress_bars_disabled()
+    notes.set_verbosity(logging.CRITICAL)
+    notes.disable_progress_bar()
+    disable_progress_bars()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        notes.set_verbosity(level)
+        if bars:
+            notes.enable_progress_bar()
+        if hub_bars:
+            enable_progress_bars()
+
+
+def _open_tokenizer(folder: Path) -> Any:
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False, local_files_only=True)
+    except Exception as error:
+        raise CheckpointError(
+            f"no tokenizer that transformers can read: {first_line(error)}",
+            where=folder.name,
+            fix="copy tokenizer.json and tokenizer_config.json of the original into it",
+        ) from error
+
+
+def _open_quantized(folder: Path, settings: Mapping[str, Any], dtype: torch.dtype) -> Any:
+    from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING
+
+    method = settings.get("quant_method") or ("bitsandbytes" if settings.get("load_in_4bit") else None)
+    if method == "compressed-tensors":
+        return _plain(_open_compressed_tensors(folder, settings), folder, dtype)
+    if method == "bitsandbytes":
+        model = _from_pretrained(folder, dtype="auto")
+        return _plain(model.dequantize(model.dtype), folder, dtype)
+    if method not in AUTO_QUANTIZATION_CONFIG_MAPPING:
+        raise UnsupportedError(
+            f"no installed reader for quant_method {method!r}",
+            where=folder.name,
+            fix="decode it first: llmc export --format dense",
+        )
+    return _from_pretrained(folder, dtype=dtype)
+
+
+def _open_compressed_tensors(folder: Path, settings: Mapping[str, Any]) -> Any:
+    """The decoded model. With `dequantize=True` transformers applies the first config group to every layer: several
+    groups need the other way, decoding after the load, which in turn cannot read packed zero points."""
+    from transformers.utils.quantization_config import CompressedTensorsConfig
+
+    groups = list((settings.get("config_groups") or {}).values())
+    if any(group.get("input_activations") for group in groups):
+        raise UnsupportedError(
+            "its activations are quantized too, and only quantized weights can be evaluated",
+            where=folder.name,
+        )
+    if len(groups) == 1:
+        return _from_pretrained(folder, dtype="auto", quantization_config=CompressedTensorsConfig(dequantize=True))
+    with contextlib.redirect_stderr(io.StringIO()):  # its progress bars have no switch
+        model = _from_pretrained(folder, dtype="auto")
+        model.hf_quantizer.compressor.decompress_model(model)
+    return model
+
+
+def _plain(model: Any, folder: Path, dtype: torch.dtype) -> Any:
+    """Decoded weights in a model built in `dtype`; `model.to(dtype)` would keep buffers as the old dtype had them."""
+    options = {"config": without_quantization(model.config), "state_dict": model.state_dict(), "dtype": dtype}
+    plain, info = type(model).from_pretrained(
+        None, **options, ignore_mismatched_sizes=True, output_loading_info=True, trust_remote_code=False
+    )
+    _require_complete(info, folder)
+    return plain
+
+
+def _from_pretrained(folder: Path, **options: Any) -> Any:
+    from transformers import AutoModelForCausalLM
+
+    try:
+        model, info = AutoModelForCausalLM.from_pretrained(
+            str(folder),
+            trust_remote_code=False,
+            local_files_only=True,
+            use_safetensors=True,
+            ignore_mismatched_sizes=True,  # or they could not be named
+            output_loading_info=True,
+            **options,
+        )
+    except MemoryError:
+        raise
+    except ImportError as error:
+        raise UnsupportedError(first_line(error), where=folder.name, fix="install it, or export as dense") from error
+    except Exception as error:
+        message = f"transformers cannot load it: {first_line(error)}"
+        raise CheckpointError(message, where=folder.name, fix="look at it with `llmc inspect`") from error
+    _require_complete(info, folder)
+    return model
+
+
+def _require_complete(info: Mapping[str, Any], folder: Path) -> None:
+    missing = sorted(info["missing_keys"])
+    mismatched = [f"{k} {list(a)} instead of {list(b)}" for k, a, b in sorted(info["mismatched_keys"], key=str)]
+    if missing or mismatched:
+        found = {"missing": missing, "wrong shape": mismatched}
+        parts = ", ".join(f"{what}: {_some(names)}" for what, names in found.items() if names)
+        raise CheckpointError(
+            f"its weights are not those its config.json describes ({parts})",
+            where=folder.name,
+            fix="random numbers would stand in for them",
+        )
+
+
+def _some(names: list[str]) -> str:
+    rest = len(names) - NAMED
+    return ", ".join(names[:NAMED]) + (f" and {rest} more" if rest > 0 else "")
+
+
+def _fields(value: Any) -> Iterator[tuple[str, Any]]:
+    """Every key and value of nested JSON."""
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            yield key, inner
+            yield from _fields(inner)
+    elif isinstance(value, list):
+        for inner in value:
+            yield from _fields(inner)
+
+
+def require_ids_fit(model: Any, highest: int, name: str) -> None:
+    """Raise InputError when the tokenizer makes ids that the model has no embedding for."""
+    rows = model.get_input_embeddings().weight.shape[0]
+    if highest >= rows:
+        raise InputError(
+            f"its tokenizer makes token id {highest}, and the model has {rows} tokens",
+            where=name,
+            fix="use the tokenizer that the model was trained with",
+        )

@@ -1,0 +1,143 @@
+"""The result of an evaluation: a value, and its JSON, Markdown and table."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+from llmc.eval.metrics import WindowSums
+from llmc.eval.samples import Sample
+from llmc.structure import Table
+
+UNRESOLVED = "-"
+
+
+@dataclass(frozen=True)
+class Source:
+    """A file the figures depend on: name without folder, and SHA-256 of its bytes (None when there is no such file)."""
+
+    name: str
+    sha256: str | None
+
+
+@dataclass(frozen=True)
+class EvalReport:
+    """What compression cost. Everything about an original is None when there is none.
+
+    Attributes:
+        model, against: folder name or Hub id of the compressed model and of its original.
+        perplexity: exp of the mean negative log-likelihood of the scored tokens.
+        kl: mean per token KL(original || compressed), nats.
+        top1_agreement: share of tokens where both put the same token first.
+        weight_bytes: of the weight files, headers included.
+        bits_per_weight: stored bits / elements, of the whole model, a tied tensor once.
+        targeted_bits_per_weight: the same of the compressed tensors alone, None when the folder does not say.
+        perplexity_ratio: compressed / original.
+        intervals: 95 % paired bootstrap over windows, of perplexity, perplexity_ratio, kl and top1_agreement.
+        tokens: scored tokens.
+        dtype: of the computation.
+        windows: the sums everything comes from; not part of the JSON.
+    """
+
+    model: str
+    against: str | None
+    perplexity: float
+    kl: float | None
+    top1_agreement: float | None
+    weight_bytes: int
+    bits_per_weight: float
+    targeted_bits_per_weight: float | None
+    original_perplexity: float | None
+    perplexity_ratio: float | None
+    original_weight_bytes: int | None
+    original_bits_per_weight: float | None
+    intervals: dict[str, tuple[float, float]]
+    context: int
+    stride: int
+    tokens: int
+    dtype: str
+    tokenizer: Source
+    text: Source
+    samples: tuple[Sample, ...]
+    windows: WindowSums = field(repr=False, compare=False)
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON-ready dict; the keys are the attributes. A number too large for a float is null."""
+        plain: dict[str, Any] = {
+            key: _number(value) for key, value in vars(self).items() if key not in ("windows", "intervals")
+        }
+        plain["intervals"] = {name: [_number(low), _number(high)] for name, (low, high) in self.intervals.items()}
+        plain["tokenizer"] = vars(self.tokenizer).copy()
+        plain["text"] = vars(self.text).copy()
+        plain["samples"] = [vars(sample).copy() for sample in self.samples]
+        return plain
+
+    def table_rows(self) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+        """Column headings and rows for people; the middle column is there when there is an original."""
+        rows = [
+            ("perplexity", _figure(self.original_perplexity), self._cell("perplexity", self.perplexity)),
+            ("perplexity ratio", "1", self._cell("perplexity_ratio", self.perplexity_ratio)),
+            ("KL divergence, nats", "0", self._cell("kl", self.kl)),
+            ("top-1 agreement", "1", self._cell("top1_agreement", self.top1_agreement)),
+            ("weight bytes", _count(self.original_weight_bytes), _count(self.weight_bytes)),
+            ("bits per weight", _figure(self.original_bits_per_weight), _figure(self.bits_per_weight)),
+        ]
+        if self.targeted_bits_per_weight is not None:
+            rows.append(("bits per weight, targeted", "", _figure(self.targeted_bits_per_weight)))
+        if self.against is None:
+            rows = [row for i, row in enumerate(rows) if i not in (1, 2, 3)]
+            return ("", self.model), [(name, mine) for name, _, mine in rows]
+        return ("", f"original ({self.against})", self.model), list(rows)
+
+    def table(self) -> Table:
+        """The same as one value, titled with what was measured on."""
+        columns, rows = self.table_rows()
+        return Table(self._conditions(), columns, tuple(rows))
+
+    def to_markdown(self) -> str:
+        """A Markdown table, its conditions below it, and the samples."""
+        columns, rows = self.table_rows()
+        lines = [_row(columns), _row(("---",) + ("---:",) * (len(columns) - 1)), *map(_row, rows)]
+        lines += ["", f"{self._conditions()}."]
+        if self.intervals:
+            lines.append(f"Intervals: 95 %, paired bootstrap over {len(self.windows.tokens)} windows.")
+        for sample in self.samples:
+            lines += ["", f"Greedy continuation of {_quoted(sample.prompt)}:", ""]
+            if sample.original is not None:
+                lines.append(f"- original: {_quoted(sample.original)}")
+            lines.append(f"- compressed: {_quoted(sample.compressed)}")
+        return "\n".join(lines) + "\n"
+
+    def _conditions(self) -> str:
+        return (
+            f"{self.text.name}, {self.tokens:,} scored tokens, context {self.context}, stride {self.stride}, "
+            f"tokenizer {self.tokenizer.name}, computed in {self.dtype}"
+        )
+
+    def _cell(self, name: str, value: float | None) -> str:
+        if name not in self.intervals:
+            return _figure(value)
+        low, high = self.intervals[name]
+        return f"{_figure(value)} [{_figure(low)}, {_figure(high)}]"
+
+
+def _number(value: Any) -> Any:
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _figure(value: float | None) -> str:
+    return UNRESOLVED if value is None else f"{value:.5g}"
+
+
+def _count(value: int | None) -> str:
+    return UNRESOLVED if value is None else f"{value:,}"
+
+
+def _row(cells: tuple[str, ...]) -> str:
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+
+def _quoted(text: str) -> str:
+    """On one line, so that a model's line breaks cannot end the list item."""
+    return "`" + " ".join(text.replace("`", "'").split()) + "`"

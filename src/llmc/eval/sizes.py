@@ -1,0 +1,87 @@
+"""What a model folder weighs: bytes of its weight files, and bits per weight of the model they stand for."""
+
+from __future__ import annotations
+
+import copy
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from llmc.errors import CheckpointError
+from llmc.safetensors_file import read_folder
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Sizes of a folder.
+
+    Attributes:
+        weight_bytes: of the weight files, headers included.
+        stored_bits: of the tensors in them, headers left out.
+        elements: weights of the model they represent, a tied tensor once.
+        targeted_bits_per_weight: stored bits of the compressed tensors alone / their elements, when the manifest says.
+    """
+
+    weight_bytes: int
+    stored_bits: int
+    elements: int
+    targeted_bits_per_weight: float | None = None
+
+    @property
+    def bits_per_weight(self) -> float:
+        return self.stored_bits / self.elements
+
+
+def folder_sizes(folder: Path) -> Sizes:
+    """Sizes of the model in `folder`. Raises CheckpointError where it holds no readable model."""
+    entries = read_folder(folder)
+    return Sizes(
+        weight_bytes=sum(file.stat().st_size for file in {entry.file for entry in entries.values()}),
+        stored_bits=8 * sum(entry.nbytes for entry in entries.values()),
+        elements=represented_elements(folder),
+        targeted_bits_per_weight=_targeted(folder),
+    )
+
+
+def represented_elements(folder: Path) -> int:
+    """Number of weights of the model that `folder`'s config.json describes, whatever its storage; tied ones once.
+
+    The model is built on the meta device, without memory and without weights.
+    """
+    import transformers
+
+    try:
+        config = transformers.AutoConfig.from_pretrained(str(folder), trust_remote_code=False, local_files_only=True)
+        plain = without_quantization(config)
+        kind = getattr(transformers, (plain.architectures or ["AutoModel"])[0], transformers.AutoModel)
+        build = kind._from_config if hasattr(kind, "_from_config") else kind.from_config
+        with torch.device("meta"):
+            model = build(plain)
+    except (OSError, ValueError, TypeError, AttributeError, ImportError) as error:
+        raise CheckpointError(f"transformers cannot build it: {first_line(error)}", where=folder.name) from error
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def without_quantization(config: Any) -> Any:
+    """A copy of a transformers config that describes the dense model."""
+    plain = copy.deepcopy(config)
+    for part in (plain, plain.get_text_config()):
+        if hasattr(part, "quantization_config"):
+            del part.quantization_config
+    return plain
+
+
+def first_line(error: BaseException) -> str:
+    """What another library said, in one line."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
+def _targeted(folder: Path) -> float | None:
+    try:
+        value = json.loads((folder / "llmc.json").read_text("utf-8"))["sizes"]["bits_per_weight"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return float(value) if isinstance(value, int | float) else None

@@ -1,0 +1,308 @@
+"""A job being carried out: calibrate, compress block by block, write, journal."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from llmc.artifact import Artifact, Folder, Unit, check_apart, check_out, raw_bytes
+from llmc.calibration.data import CalibrationSet, load_calibration
+from llmc.calibration.inputs import model_inputs
+from llmc.checkpoint import Checkpoint
+from llmc.encoding import Stored, encode_together, require_finite, store
+from llmc.errors import InputError
+from llmc.formats.container import Container, Spec
+from llmc.planning import Job, activation_memory, batch_size, check_memory, fingerprint
+from llmc.recipe import to_dict
+from llmc.safetensors_file import load_rows
+from llmc.structure import Context, InputPoint, Progress, silent
+from llmc.walk import Walk
+
+RAW = "tensors kept as they are"
+CHUNK = 1 << 24
+
+
+@dataclass(frozen=True)
+class Written:
+    """The units of a finished run, in order, and what calibration had to say."""
+
+    units: tuple[Unit, ...]
+    notes: tuple[str, ...]
+    calibration: CalibrationSet | None
+
+    @property
+    def report(self) -> list[dict[str, Any]]:
+        return [row for unit in self.units for row in unit.report]
+
+
+class Execution:
+    """One job being carried out into an open artifact."""
+
+    def __init__(self, job: Job, artifact: Artifact, calibration: CalibrationSet | None, progress: Progress) -> None:
+        self.job, self.artifact, self.calibration = job, artifact, calibration
+        self.progress = progress
+        self.workers = torch.get_num_threads()
+        self.dtype = getattr(torch, job.recipe.compute_dtype)
+        self.notes: list[str] = []
+        self.total = sum(e.numel for n in job.checkpoint.stored if (e := job.checkpoint.entries[n]))
+        self.seen = 0
+        self.places: list[tuple[str, Container, Folder]] = [
+            (folder, c, artifact.folders[folder]) for name, c in job.containers.items() for folder in [job.folder_of(name)]
+        ]
+
+    def run(self) -> Written:
+        """Do all units that the journal does not hold yet."""
+        self._unit(RAW, self._copy_raw)
+        for spec in self._outside():
+            if spec.target.point is None or not self.job.needs_statistics:
+                self._unit(spec.target.name, lambda spec=spec: self._encode([spec], None))
+        blocks = self._by_block()
+        if self.job.needs_statistics and not self._all_done(blocks):
+            self._walk(blocks)
+        else:
+            for path, specs in blocks.items():
+                self._unit(path, lambda specs=specs: self._encode(specs, None))
+        return Written(tuple(self.artifact.done.values()), tuple(self.notes), self.calibration)
+
+    def _outside(self) -> list[Spec]:
+        return [s for s in self.job.specs.values() if s.target.block is None or s.target.kind == "embedding"]
+
+    def _by_block(self) -> dict[str, list[Spec]]:
+        """Block path, or path of a targeted head, -> its specs, in the order they run."""
+        out: dict[str, list[Spec]] = {path: [] for path in self.job.checkpoint.skeleton.blocks}
+        for spec in self.job.specs.values():
+            target = spec.target
+            if target.block is not None and target.kind != "embedding":
+                out[target.block].append(spec)
+            elif target.point is not None and self.job.needs_statistics:
+                out.setdefault(target.point.module, []).append(spec)
+        return {path: specs for path, specs in out.items() if specs}
+
+    def _all_done(self, blocks: dict[str, list[Spec]]) -> bool:
+        return all(path in self.artifact.done for path in blocks)
+
+    def _unit(self, name: str, work: Callable[[], list[Stored]]) -> None:
+        if name not in self.artifact.done:
+            stored = work()
+            tensors: dict[str, dict[str, str]] = defaultdict(dict)
+            for item in stored:
+                for folder, digests in item.tensors.items():
+                    tensors[folder].update(digests)
+            self.artifact.record(Unit(name, dict(tensors), [s.row for s in stored if s.row]))
+
+    def _advance(self, weights: int) -> None:
+        self.seen += weights
+        self.progress("quantize", self.seen, self.total)
+
+    def _copy_raw(self) -> list[Stored]:
+        checkpoint, out = self.job.checkpoint, []
+        for name in checkpoint.stored:
+            if name not in self.job.specs:
+                entry = checkpoint.entries[name]
+                digest = hashlib.sha256()
+                for offset, part in _row_chunks(checkpoint, name):
+                    if not self.job.recipe.allow_nonfinite:
+                        require_finite(part, name)
+                    data = raw_bytes(part)
+                    digest.update(data)
+                    for _, _, folder in self.places:
+                        folder.write_part(name, offset, data)
+                out.append(Stored({f: {name: digest.hexdigest()} for f, _, _ in self.places}, {}))
+                self._advance(entry.numel)
+        return out
+
+    def _walk(self, blocks: dict[str, list[Spec]]) -> None:
+        if self.calibration is None:
+            raise InputError("a method needs calibration text and there is none", fix="add --calibration FILE")
+        recipe, checkpoint = self.job.recipe, self.job.checkpoint
+        options = recipe.calibration
+        size = batch_size(options) if options is not None else 1
+        batches, note = model_inputs(checkpoint.model, self.calibration.token_ids, size, recipe.seed)
+        self.notes += [note] if note else []
+        heads = [path for path in blocks if path not in checkpoint.skeleton.blocks]
+        with Walk(
+            checkpoint,
+            batches,
+            doors=heads,
+            workers=self.workers,
+            dtype=self.dtype,
+            device=recipe.device,
+            memory=activation_memory(recipe),
+            folder=self.artifact.partial / "activations",
+        ) as walk:
+            for path in walk.blocks(self._replaced, lambda p: self._keeps_original(blocks.get(p, []))):
+                specs = blocks.get(path, [])
+                if specs:
+                    self._unit(path, lambda path=path, specs=specs: self._calibrated(walk, path, specs))
+        unreached = [p for p in blocks if p not in walk.visited]
+        for path in unreached:
+            self.notes.append(f"{path} was never reached by calibration: rounded with an identity Hessian")
+            self._unit(path, lambda path=path: self._encode(blocks[path], {}))
+
+    def _calibrated(self, walk: Walk, path: str, specs: Sequence[Spec]) -> list[Stored]:
+        """Compress a loaded block, stage by stage, with statistics of what reaches it then."""
+        out: list[Stored] = []
+        for stage in sorted({self.job.stage_of[s.target.tensor] for s in specs}):
+            mine = [s for s in specs if self.job.stage_of[s.target.tensor] == stage]
+            stats = None
+            if self.job.recipe.stages[stage].method.needs:
+                if out:  # an earlier stage changed the block
+                    walk.refill(path, self._replaced_among(specs, out))
+                points = sorted({s.target.point for s in mine if s.target.point is not None}, key=str)
+                stats = walk.observe(path, points)
+            out += self._encode(mine, stats)
+        return out
+
+    def _encode(self, specs: Sequence[Spec], stats: dict[InputPoint, Any] | None) -> list[Stored]:
+        """Compress and write Targets; those that share a Hessian, a stage and a grid in one call."""
+        out: list[Stored] = []
+        with ThreadPoolExecutor(1) as writer:
+            pending = None
+            for together in self._shared(specs, stats):
+                encoded = self._compress(together, stats)
+                if pending is not None:
+                    out += pending.result()
+                pending = writer.submit(self._write, together, encoded)
+            if pending is not None:
+                out += pending.result()
+        return out
+
+    def _shared(self, specs: Sequence[Spec], stats: dict[InputPoint, Any] | None) -> Iterator[list[Spec]]:
+        groups: dict[Any, list[Spec]] = defaultdict(list)
+        for spec in specs:
+            seen = stats.get(spec.target.point) if stats and spec.target.point else None
+            stage = self.job.stage_of[spec.target.tensor]
+            groups[(stage, id(seen), spec.grid) if seen is not None else spec.target.tensor].append(spec)
+        yield from groups.values()
+
+    def _compress(self, specs: Sequence[Spec], stats: dict[InputPoint, Any] | None) -> list[tuple[Any, ...]]:
+        method = self.job.recipe.stages[self.job.stage_of[specs[0].target.tensor]].method
+        dtypes = getattr(specs[0].grid, "scale_dtypes", ("float32",))
+        context = Context(self.dtype, self.job.recipe.device, self.workers, scale_dtypes=dtypes)
+        weights = [self.job.checkpoint.matrix(s.target) for s in specs]
+        for spec, weight in zip(specs, weights, strict=True):
+            require_finite(weight, spec.target.tensor)
+        point = specs[0].target.point
+        seen = stats.get(point) if stats is not None and point is not None else None
+        given = {"hessian": seen} if seen is not None else {}
+        encoded = encode_together(method, weights, given, context)
+        return [(e, w, dict(context.notes)) for e, w in zip(encoded, weights, strict=True)]
+
+    def _write(self, specs: Sequence[Spec], encoded: list[tuple[Any, ...]]) -> list[Stored]:
+        torch.set_num_threads(1)
+        out = []
+        for spec, (code, weight, notes) in zip(specs, encoded, strict=True):
+            stored = store(spec, code, weight, self.places)
+            stage = self.job.recipe.stages[self.job.stage_of[spec.target.tensor]].name
+            row = {**stored.row, "method": stage, "notes": notes}
+            out.append(replace(stored, row=row))
+            self._advance(spec.target.numel)
+        return out
+
+    def _keeps_original(self, specs: Sequence[Spec]) -> bool:
+        methods = [self.job.recipe.stages[self.job.stage_of[s.target.tensor]].method for s in specs]
+        return any(getattr(m, "propagate", "quantized") == "original" for m in methods)
+
+    def _replaced(self, path: str) -> Callable[[str], torch.Tensor | None]:
+        """Decoded values of a finished block, read back from where they were written."""
+        specs = [] if self._keeps_original(self._by_block().get(path, [])) else self._by_block().get(path, [])
+        return self._reader({s.target.tensor: s for s in specs})
+
+    def _replaced_among(self, specs: Sequence[Spec], done: Sequence[Stored]) -> Callable[[str], torch.Tensor | None]:
+        names = {s.row["tensor"] for s in done}
+        return self._reader({s.target.tensor: s for s in specs if s.target.tensor in names})
+
+    def _reader(self, specs: dict[str, Spec]) -> Callable[[str], torch.Tensor | None]:
+        _, container, folder = self.places[0]
+
+        def read(name: str) -> torch.Tensor | None:
+            spec = specs.get(name)
+            return None if spec is None else read_back(spec, container, folder)
+
+        return read
+
+
+def read_back(spec: Spec, container: Container, folder: Folder) -> torch.Tensor:
+    """A written Target as its tensor on disk was: decoded, in the Target's dtype and orientation."""
+    tensors = {name: folder.read(name) for name in container.layout(spec)}
+    if container.name == "dense":
+        return tensors[spec.target.tensor]
+    values = container.unpack(spec, tensors).dequantize(spec.target.dtype)
+    return values.t().contiguous() if spec.target.transposed else values
+
+
+def _row_chunks(checkpoint: Checkpoint, name: str) -> Iterator[tuple[int, torch.Tensor]]:
+    """A tensor in pieces of whole rows: (byte offset, piece)."""
+    entry = checkpoint.entries[name]
+    if len(entry.shape) == 0 or entry.numel == 0:
+        yield 0, checkpoint.tensor(name)
+        return
+    row = entry.nbytes // entry.shape[0]
+    step = max(1, CHUNK // max(row, 1))
+    for start in range(0, entry.shape[0], step):
+        yield start * row, load_rows(entry, start, min(start + step, entry.shape[0]))
+
+
+@contextmanager
+def single_threaded_torch() -> Iterator[None]:
+    """Torch on one thread, so that sums never depend on how many there are; llmc works in parallel by itself."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def execute(
+    job: Job, out: Path, *, fresh: bool, force: bool, progress: Progress | None, finish: Callable[[Artifact, Written], Any]
+) -> Any:
+    """Carry out a job into `out`. `finish` writes the other files and puts the artifact in place."""
+    check_out(out, force)
+    check_apart(out, job.checkpoint.folder)
+    check_memory(job)
+    calibration = _calibrate(job)
+    text = to_dict(job.recipe)
+    mark = fingerprint(job, text, calibration.sha256 if calibration is not None else None)
+    artifact = Artifact(out, job.files, mark)
+    artifact.open(fresh=fresh, force=force)
+    try:
+        run = Execution(job, artifact, calibration, progress or silent)
+        with single_threaded_torch():
+            written = run.run()
+        return finish(artifact, written)
+    except InputError:
+        artifact.done.clear()  # the same input would fail again: nothing worth keeping
+        raise
+    finally:
+        artifact.abandon()
+
+
+def _calibrate(job: Job) -> CalibrationSet | None:
+    options = job.recipe.calibration
+    if options is None or not job.needs_statistics:
+        return None
+    return load_calibration(options, open_tokenizer(job.checkpoint.folder), vocabulary(job.checkpoint.model))
+
+
+def open_tokenizer(folder: Path) -> Any:
+    """The folder's tokenizer, or None when it has none."""
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        return None
+
+
+def vocabulary(model: Any) -> int:
+    """How many token ids the model takes."""
+    return int(model.get_input_embeddings().weight.shape[0])

@@ -1,0 +1,115 @@
+"""What turns written weights into a complete folder: config, tokenizer, kernel, card, manifest, seal."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from llmc.artifact import Folder
+from llmc.card import model_card
+from llmc.execution import Written
+from llmc.formats.container import Container
+from llmc.manifest import write_manifest
+from llmc.planning import Job, target_bits
+from llmc.recipe import to_dict
+from llmc.sidecar import write_sidecar
+
+Seal = Callable[[Any], None]
+
+
+def complete_folder(job: Job, container: Container, folder: Folder, written: Written, name: str) -> Seal:
+    """Write everything but card and manifest; the returned function takes the eval report (or None) and writes those."""
+    folder.close()
+    specs = list(job.specs.values())
+    write_sidecar(
+        folder.path, job.checkpoint.folder, job.checkpoint.config_dict, container, specs, job.facts, folder.files.index()
+    )
+
+    def seal(report: Any) -> None:
+        summary = folder_summary(job, container, written)
+        evaluation = report.to_markdown() if report is not None else None
+        runtimes = container.runtimes(specs, job.facts)
+        recipe = to_dict(job.recipe)
+        card = model_card(name, base_model(job), container.name, runtimes, recipe, summary, limits(written), evaluation)
+        (folder.path / "README.md").write_text(card, encoding="utf-8")
+        write_manifest(folder.path, manifest_body(job, container, folder, written, summary))
+
+    return seal
+
+
+def manifest_body(
+    job: Job, container: Container, folder: Folder, written: Written, summary: dict[str, Any]
+) -> dict[str, Any]:
+    """The manifest without what `write_manifest` adds."""
+    key = job.folder_of(container.name)
+    tensors = {
+        name: {"file": folder.files.slots[name].file, "sha256": digest}
+        for unit in written.units
+        for name, digest in unit.tensors.get(key, {}).items()
+    }
+    rows = []
+    for row in written.report:
+        stored = sorted(container.layout(job.specs[row["tensor"]]))
+        rows.append({**row, "decoded": row["decoded"][container.name], "stored": stored})
+    calibration = written.calibration
+    return {
+        "llmc": _version("llmc"),
+        "base_model": base_model(job),
+        "format": container.name,
+        "recipe": to_dict(job.recipe),
+        "seed": job.recipe.seed,
+        "versions": {name: _version(name) for name in ("torch", "transformers", "safetensors")},
+        "calibration": None
+        if calibration is None
+        else {
+            "source": calibration.source,
+            "sha256": calibration.sha256,
+            "samples": calibration.token_ids.shape[0],
+            "sequence_length": calibration.token_ids.shape[1],
+        },
+        "sizes": summary,
+        "tensors": dict(sorted(tensors.items())),
+        "targets": rows,
+        "notes": list(written.notes),
+    }
+
+
+def folder_summary(job: Job, container: Container, written: Written) -> dict[str, Any]:
+    """Sizes of one container's folder and the mean signal-to-noise ratio of its Targets."""
+    files = job.files[job.folder_of(container.name)]
+    checkpoint = job.checkpoint
+    elements = sum(checkpoint.entries[n].numel for n in checkpoint.stored)
+    payload = sum(slot.stop - slot.start for slot in files.slots.values())
+    ratios = [row["snr_db"] for row in written.report if row["snr_db"] is not None]
+    return {
+        "weight_bytes": files.total,
+        "original_bytes": sum(e.nbytes for e in checkpoint.entries.values()),
+        "bits_per_weight": round(target_bits(container, list(job.specs.values())), 6),
+        "model_bits_per_weight": round(8 * payload / elements, 6),
+        "mean_snr_db": round(sum(ratios) / len(ratios), 4) if ratios else float("inf"),
+    }
+
+
+def base_model(job: Job) -> str:
+    """The Hub id that the model was asked for by, or the folder's name."""
+    model = job.recipe.model
+    return model if job.checkpoint.folder.name != model.rstrip("/").rpartition("/")[2] else job.checkpoint.folder.name
+
+
+def limits(written: Written) -> list[str]:
+    """What a user of the artifact should know, from the run's notes and the Targets' own."""
+    out = list(written.notes)
+    for key, says in (("fallback", "fell back to rounding"), ("uncalibrated", "was rounded without statistics")):
+        names = [row["target"] for row in written.report if key in row["notes"]]
+        if names:
+            out.append(f"{len(names)} matrices {says}, {names[0]} first")
+    return out
+
+
+def _version(package: str) -> str:
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "unknown"

@@ -1,0 +1,49 @@
+"""The plain model: decoded values in the original dtype, name and orientation. Loads wherever the original did."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from llmc.formats.container import Facts, Layout, Spec
+from llmc.formats.encoded import Encoded
+from llmc.structure import Target
+
+
+@dataclass(frozen=True)
+class Dense:
+    name = "dense"
+    kernel = "dense"
+
+    def refusals(self, specs: Sequence[Spec], facts: Facts) -> list[str]:
+        return []
+
+    def scale_dtype(self, target: Target) -> str | None:
+        return None
+
+    def layout(self, spec: Spec) -> Layout:
+        rows, columns = spec.target.shape
+        shape = (columns, rows) if spec.target.transposed else (rows, columns)
+        return {spec.target.tensor: (spec.target.dtype, shape)}
+
+    def pack(self, spec: Spec, encoded: Encoded) -> dict[str, torch.Tensor]:
+        values = encoded.dequantize(spec.target.dtype)
+        return {spec.target.tensor: values.t().contiguous() if spec.target.transposed else values}
+
+    def unpack(self, spec: Spec, tensors: dict[str, torch.Tensor]) -> Encoded:
+        raise TypeError(f"{spec.target.name}: a dense artifact has no codes to unpack")
+
+    def decoded_dtype(self, target: Target) -> torch.dtype:
+        return target.dtype
+
+    def config(self, specs: Sequence[Spec], facts: Facts) -> dict[str, Any] | None:
+        return None
+
+    def extra_files(self, specs: Sequence[Spec], facts: Facts) -> dict[str, Any]:
+        return {}
+
+    def runtimes(self, specs: Sequence[Spec], facts: Facts) -> dict[str, str]:
+        return {"transformers": "yes", "vllm": "yes", "sglang": "yes"}

@@ -1,0 +1,69 @@
+"""Bit packing: each row of codes as one dense LSB-first bit stream, cut into little-endian 32-bit words.
+
+Element i of a row starts at bit `i * bits` of the row's stream; the last word is padded with zeros. This is the layout
+of compressed-tensors >= 0.18 (`pack_quantized`) and, transposed, of GPTQ.
+"""
+
+from __future__ import annotations
+
+import torch
+
+TILE = 1 << 22  # codes handled at once: bounds the 8-byte temporaries
+
+
+def words_per_row(columns: int, bits: int) -> int:
+    """32-bit words that `columns` codes of `bits` bits take."""
+    return -(-columns * bits // 32)
+
+
+def pack_rows(codes: torch.Tensor, bits: int) -> torch.Tensor:
+    """Pack `codes: uint8 [rows, columns]`, each below `2**bits`, into `int32 [rows, words]`."""
+    rows, columns = codes.shape
+    words = words_per_row(columns, bits)
+    out = torch.zeros(rows, words * 4, dtype=torch.uint8)
+    step = max(1, TILE // max(columns, 1))
+    for a in range(0, rows, step):
+        stream = _pack_bytes(codes[a : a + step], bits)[:, : words * 4]
+        out[a : a + step, : stream.shape[1]] = stream
+    return out.view(torch.int32)
+
+
+def unpack_rows(packed: torch.Tensor, bits: int, columns: int) -> torch.Tensor:
+    """Inverse of `pack_rows`: `int32 [rows, words]` to `uint8 [rows, columns]`."""
+    rows, words = packed.shape
+    stream = packed.contiguous().view(torch.uint8).reshape(rows, words * 4)
+    out = torch.empty(rows, columns, dtype=torch.uint8)
+    step = max(1, TILE // max(columns, 1))
+    for a in range(0, rows, step):
+        out[a : a + step] = _unpack_bytes(stream[a : a + step], bits, columns)
+    return out
+
+
+def _pack_bytes(codes: torch.Tensor, bits: int) -> torch.Tensor:
+    rows, columns = codes.shape
+    eights = -(-columns // 8)
+    if columns % 8:
+        codes = torch.nn.functional.pad(codes, (0, eights * 8 - columns))
+    if bits == 8:
+        return codes.contiguous()
+    if bits == 4:
+        return codes[:, 0::2] | (codes[:, 1::2] << 4)
+    # Eight codes of b bits are b whole bytes: collect them in a 64-bit word and keep its low b bytes.
+    grouped = codes.reshape(rows, eights, 8).to(torch.int64)
+    word = grouped[..., 0].clone()
+    for i in range(1, 8):
+        word |= grouped[..., i] << (bits * i)
+    return word.unsqueeze(-1).view(torch.uint8)[..., :bits].reshape(rows, eights * bits)
+
+
+def _unpack_bytes(stream: torch.Tensor, bits: int, columns: int) -> torch.Tensor:
+    rows = stream.shape[0]
+    eights = -(-columns // 8)
+    need = eights * bits
+    if stream.shape[1] < need:
+        stream = torch.nn.functional.pad(stream, (0, need - stream.shape[1]))
+    groups = stream[:, :need].reshape(rows, eights, bits)
+    word = torch.nn.functional.pad(groups, (0, 8 - bits)).contiguous().view(torch.int64)  # [rows, eights, 1]
+    shifts = torch.arange(8, dtype=torch.int64) * bits
+    codes = (word >> shifts) & ((1 << bits) - 1)  # [rows, eights, 8]
+    return codes.to(torch.uint8).reshape(rows, eights * 8)[:, :columns]

@@ -1,0 +1,71 @@
+"""`llmc.json`, the manifest of an artifact, and `SHA256SUMS`, which seals it.
+
+The manifest holds a SHA-256 per file, per tensor (stored bytes) and per Target (decoded values), and one per top-level
+field of every JSON file, itself included, so that a flipped bit can be named.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+FORMAT_VERSION = 1
+MANIFEST = "llmc.json"
+SUMS = "SHA256SUMS"
+
+
+def digest_file(path: Path) -> str:
+    """SHA-256 of a file."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def digest_json(value: Any) -> str:
+    """SHA-256 of a JSON value in a canonical spelling."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def field_digests(document: dict[str, Any]) -> dict[str, str]:
+    """One digest per top-level field."""
+    return {key: digest_json(value) for key, value in sorted(document.items())}
+
+
+def dump_json(document: Any) -> bytes:
+    """JSON as llmc writes it: two spaces, a newline at the end."""
+    return (json.dumps(document, indent=2, ensure_ascii=False) + "\n").encode()
+
+
+def write_manifest(folder: Path, body: dict[str, Any]) -> None:
+    """Write `llmc.json` and `SHA256SUMS` over all files that are in `folder` now.
+
+    Args:
+        body: recipe, versions, tensors, targets, ...; `format_version`, `files` and `fields` are added here.
+    """
+    files = {p.relative_to(folder).as_posix(): p for p in sorted(folder.rglob("*")) if p.is_file()}
+    listed = {name: {"bytes": path.stat().st_size, "sha256": digest_file(path)} for name, path in files.items()}
+    fields = {}
+    for name, path in files.items():
+        document = _json_object(path) if name.endswith(".json") and path.stat().st_size < 1 << 20 else None
+        if document is not None:
+            fields[name] = field_digests(document)
+    document = {"format_version": FORMAT_VERSION, **body, "files": listed, "fields": fields}
+    document["fields"][MANIFEST] = {k: d for k, d in field_digests(document).items() if k != "fields"}
+    (folder / MANIFEST).write_bytes(dump_json(document))
+    sums = {name: entry["sha256"] for name, entry in listed.items()} | {MANIFEST: digest_file(folder / MANIFEST)}
+    text = "".join(f"{digest}  {name}\n" for name, digest in sorted(sums.items()))
+    (folder / SUMS).write_text(text, encoding="utf-8")
+
+
+def read_manifest(folder: Path) -> dict[str, Any] | None:
+    """The manifest of an artifact, or None when the folder has none that can be read."""
+    return _json_object(folder / MANIFEST) if (folder / MANIFEST).is_file() else None
+
+
+def _json_object(path: Path) -> dict[str, Any] | None:
+    try:
+        document = json.loads(path.read_bytes())
+    except (ValueError, RecursionError):
+        return None
+    return document if isinstance(document, dict) else None

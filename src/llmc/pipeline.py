@@ -1,0 +1,241 @@
+"""The verbs that make artifacts: `plan`, `quantize`, `run`. The order of the stages; nothing else."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from llmc.artifact import Artifact
+from llmc.checkpoint import Checkpoint
+from llmc.errors import GateError, UsageError
+from llmc.execution import Written, execute
+from llmc.finishing import complete_folder, folder_summary
+from llmc.gates import GateResult, check_gates
+from llmc.hub import push as push_to_hub
+from llmc.hub import resolve_model
+from llmc.planning import Job, PlanResult, describe, prepare
+from llmc.recipe import Recipe, from_options, load_recipe, resolve_source, to_yaml
+from llmc.structure import Progress, Table
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What a run wrote and what it measured.
+
+    Attributes:
+        out: the output folder.
+        folders: container -> sizes and mean error of its folder.
+        evaluation: container -> the eval report, when the recipe asks for one.
+        gates: outcome of the recipe's gates.
+    """
+
+    out: Path
+    folders: dict[str, dict[str, Any]]
+    notes: tuple[str, ...] = ()
+    evaluation: dict[str, Any] = field(default_factory=dict)
+    gates: tuple[GateResult, ...] = ()
+    pushed: str | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        document: dict[str, Any] = {"out": str(self.out), "folders": self.folders, "notes": list(self.notes)}
+        if self.evaluation:
+            document["evaluation"] = {name: report.to_json() for name, report in self.evaluation.items()}
+        if self.gates:
+            document["gates"] = [{"gate": g.text, "passed": g.passed, "value": g.value} for g in self.gates]
+        if self.pushed:
+            document["pushed"] = self.pushed
+        return document
+
+    def tables(self) -> list[Table]:
+        columns = ("format", "weight bytes", "of original", "bits_per_weight", "whole model", "mean SNR dB")
+        rows = []
+        for name, s in self.folders.items():
+            share = s["weight_bytes"] / max(s["original_bytes"], 1)
+            bits = (f"{s['bits_per_weight']:.3f}", f"{s['model_bits_per_weight']:.3f}")
+            rows.append((name, f"{s['weight_bytes']:,}", f"{share:.1%}", *bits, f"{s['mean_snr_db']:.2f}"))
+        out = [Table(f"Written to {self.out}", columns, tuple(rows))]
+        out += [report.table() for report in self.evaluation.values()]
+        if self.gates:
+            gates = tuple((g.text, "passed" if g.passed else "FAILED", f"{g.value:.6g}") for g in self.gates)
+            out.append(Table("Gates", ("gate", "outcome", "value"), gates))
+        if self.notes:
+            out.append(Table("Notes", ("note",), tuple((n,) for n in self.notes)))
+        return out
+
+
+@dataclass(frozen=True)
+class DryRun:
+    """A recipe as it would run, and its plan."""
+
+    recipe: Recipe
+    plan: PlanResult
+
+    def to_json(self) -> dict[str, Any]:
+        return {"recipe": to_yaml(self.recipe), "plan": self.plan.to_json()}
+
+    def tables(self) -> list[Table]:
+        lines = tuple((line,) for line in to_yaml(self.recipe).splitlines())
+        return [Table("Recipe", ("resolved",), lines), *self.plan.tables()]
+
+
+def plan(
+    model: str | None = None, *, recipe: str | None = None, overrides: Sequence[str] = (), token: str | None = None, **options: Any
+) -> PlanResult:
+    """What `quantize` with the same options, or `run` of a recipe, will cost. Computes nothing, writes nothing.
+
+    Raises InputError for everything that the run itself would refuse before its work.
+    """
+    resolved = _recipe(model, recipe, overrides, options)
+    return describe(prepare(resolved, _open(resolved, token)))
+
+
+def quantize(
+    model: str,
+    out: str | Path,
+    *,
+    fresh: bool = False,
+    force: bool = False,
+    token: str | None = None,
+    progress: Progress | None = None,
+    **options: Any,
+) -> RunResult:
+    """Quantize a model with one method.
+
+    Args:
+        model: a local Hugging Face folder or a Hub id.
+        out: the folder to write; with several formats, one folder each inside it.
+        fresh: discard an unfinished run instead of going on with it.
+        force: replace an existing `out`.
+        options: as `llmc quantize` has them; see `llmc.recipe.from_options`.
+
+    Raises:
+        InputError, StorageError, MemoryLimitError: one line each.
+    """
+    recipe = from_options(model, **options)
+    job = prepare(recipe, _open(recipe, token))
+    return _carry_out(job, Path(out), fresh=fresh, force=force, progress=progress, token=token)
+
+
+def run(
+    recipe: str,
+    out: str | Path | None = None,
+    *,
+    overrides: Sequence[str] = (),
+    dry_run: bool = False,
+    fresh: bool = False,
+    force: bool = False,
+    token: str | None = None,
+    progress: Progress | None = None,
+) -> RunResult | DryRun:
+    """Run a recipe: stages, containers, evaluation, gates, push.
+
+    Args:
+        recipe: path of a YAML file, or the name of a recipe that ships with llmc.
+        overrides: `path=value`, as in `stages.0.bits=3`.
+        dry_run: check everything, return the plan, write nothing.
+
+    Raises:
+        RecipeError: naming file, line and stage.
+        GateError: a gate failed; the artifact is in place and complete, nothing was pushed.
+    """
+    resolved = load_recipe(recipe, overrides)
+    with tempfile.TemporaryDirectory() as texts:
+        resolved = resolve_source(resolved, Path(texts))
+        job = prepare(resolved, _open(resolved, token))
+        if dry_run:
+            return DryRun(resolved, describe(job))
+        place = out if out is not None else resolved.out
+        if place is None:
+            raise UsageError("nowhere to write to", fix="add -o OUT, or `out:` to the recipe")
+        return _carry_out(job, Path(place), fresh=fresh, force=force, progress=progress, token=token)
+
+
+def _recipe(model: str | None, recipe: str | None, overrides: Sequence[str], options: dict[str, Any]) -> Recipe:
+    if (model is None) == (recipe is None):
+        raise UsageError("give either MODEL or --recipe", fix="llmc plan MODEL, or llmc plan --recipe R")
+    if recipe is not None:
+        return load_recipe(recipe, overrides)
+    return from_options(model, **options)
+
+
+def _open(recipe: Recipe, token: str | None) -> Checkpoint:
+    return Checkpoint(resolve_model(recipe.model, revision=recipe.revision, token=token))
+
+
+def _carry_out(
+    job: Job, out: Path, *, fresh: bool, force: bool, progress: Progress | None, token: str | None
+) -> RunResult:
+    results: list[RunResult] = []
+
+    def finish(artifact: Artifact, written: Written) -> None:
+        results.append(_finish(job, artifact, written, progress))
+
+    execute(job, out, fresh=fresh, force=force, progress=progress, finish=finish)
+    result = results[0]
+    failed = [g for g in result.gates if not g.passed]
+    if failed:
+        raise GateError(
+            "; ".join(f"gate {g.text!r} failed at {g.value:.6g}" for g in failed),
+            where=out.name,
+            fix="the artifact is complete; use more bits or a weaker gate",
+        )
+    return _push(job, result, token, progress)
+
+
+def _finish(job: Job, artifact: Artifact, written: Written, progress: Progress | None) -> RunResult:
+    """Complete every folder, evaluate while the model is still in its work folder, seal, put in place."""
+    reports: dict[str, Any] = {}
+    folders = {}
+    gates: tuple[GateResult, ...] = ()
+    for name, container in job.containers.items():
+        place = artifact.folders[job.folder_of(name)]
+        seal = complete_folder(job, container, place, written, artifact.out.name)
+        if job.recipe.eval is not None:
+            reports[name] = _evaluate(job, place.path, progress)
+            gates += tuple(check_gates(job.recipe.gates, reports[name].to_json()))
+        seal(reports.get(name))
+        folders[name] = folder_summary(job, container, written)
+    artifact.finish()
+    notes = (*written.notes, *_shortfall(written))
+    return RunResult(artifact.out, folders, notes, reports, gates)
+
+
+def _evaluate(job: Job, folder: Path, progress: Progress | None) -> Any:
+    from llmc.eval import evaluate
+
+    options = job.recipe.eval
+    if options is None:
+        return None
+    return evaluate(
+        folder,
+        text=options.text,
+        against=job.checkpoint.folder,
+        context=options.context,
+        stride=options.stride,
+        max_tokens=options.max_tokens,
+        prompt=options.prompt,
+        device=job.recipe.device,
+        progress=progress,
+    )
+
+
+def _shortfall(written: Written) -> list[str]:
+    calibration = written.calibration
+    return [calibration.shortfall] if calibration is not None and calibration.shortfall else []
+
+
+def _push(job: Job, result: RunResult, token: str | None, progress: Progress | None) -> RunResult:
+    options = job.recipe.push
+    if options is None:
+        return result
+    from llmc.verification import require_verified
+
+    for name in job.containers:
+        folder = result.out / job.folder_of(name)
+        push_to_hub(folder, options.repo, public=options.public, token=token, verify=require_verified, progress=progress)
+    return RunResult(
+        result.out, result.folders, result.notes, result.evaluation, result.gates, pushed=options.repo
+    )

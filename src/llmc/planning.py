@@ -1,0 +1,308 @@
+"""What a recipe will do to a model, decided and checked before anything is computed."""
+
+from __future__ import annotations
+
+import fnmatch
+import json
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from llmc.calibration.data import CalibrationOptions
+from llmc.checkpoint import Checkpoint
+from llmc.encoding import nonfinite
+from llmc.errors import MemoryLimitError, UnsupportedError, UsageError
+from llmc.formats import CONTAINERS
+from llmc.formats.container import Container, Facts, Spec
+from llmc.layout import WeightFiles, arrange, nbytes
+from llmc.recipe import Recipe, Stage
+from llmc.registry import suggest
+from llmc.sidecar import sidecar_bytes
+from llmc.structure import Table, Target
+
+IMPORTS = 360 << 20  # resident after importing torch and transformers, measured
+TOKENS_PER_BATCH = 4096
+
+
+@dataclass(frozen=True)
+class Job:
+    """A recipe bound to a model: which stage makes what of which Target, and where every byte goes.
+
+    Attributes:
+        stage_of: name on disk -> index of its stage.
+        specs: container name -> the Targets it stores encoded.
+        files: folder name -> weight files; "" for a single container.
+    """
+
+    recipe: Recipe
+    checkpoint: Checkpoint
+    containers: dict[str, Container]
+    facts: Facts
+    stage_of: dict[str, int]
+    specs: dict[str, Spec]
+    files: dict[str, WeightFiles]
+
+    @property
+    def needs_statistics(self) -> bool:
+        return any(stage.method.needs for stage in self.recipe.stages)
+
+    def folder_of(self, container: str) -> str:
+        """Name of the folder a container writes to."""
+        return "" if len(self.containers) == 1 else container
+
+
+@dataclass(frozen=True)
+class PlanResult:
+    """What a run will cost and who can load the result.
+
+    Attributes:
+        files: weight file -> bytes, exact.
+        other_bytes: config, tokenizer, kernel, manifest and card, about.
+        peak_ram_bytes: upper estimate of the resident size.
+        runtimes: container -> runtime -> `yes ...` or `no: why`.
+    """
+
+    files: dict[str, int]
+    weight_bytes: int
+    other_bytes: int
+    peak_ram_bytes: int
+    bits_per_weight: float
+    runtimes: dict[str, dict[str, str]]
+    targets: int
+    original_bytes: int
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "files": self.files,
+            "weight_bytes": self.weight_bytes,
+            "other_bytes": self.other_bytes,
+            "peak_ram_bytes": self.peak_ram_bytes,
+            "bits_per_weight": self.bits_per_weight,
+            "runtimes": self.runtimes,
+            "targets": self.targets,
+            "original_bytes": self.original_bytes,
+        }
+
+    def tables(self) -> list[Table]:
+        sizes = [(name, f"{size:,}") for name, size in self.files.items()]
+        sizes += [
+            ("all weight files", f"{self.weight_bytes:,}"),
+            ("of the original", f"{self.weight_bytes / max(self.original_bytes, 1):.1%}"),
+            ("other files, about", f"{self.other_bytes:,}"),
+            ("peak RAM, at most about", f"{self.peak_ram_bytes:,}"),
+            ("bits_per_weight of the targets", f"{self.bits_per_weight:.3f}"),
+        ]
+        loads = [(c, r, says) for c, table in self.runtimes.items() for r, says in table.items()]
+        return [
+            Table("Plan", ("what", "bytes"), tuple(sizes)),
+            Table("Who can load it", ("format", "runtime", "loads"), tuple(loads)),
+        ]
+
+
+def prepare(recipe: Recipe, checkpoint: Checkpoint) -> Job:
+    """Bind a recipe to a model. Raises InputError for everything that can be known to fail."""
+    chosen = _choose(recipe.stages, checkpoint.targets, checkpoint.folder.name)
+    containers: dict[str, Container] = {name: CONTAINERS.get(name)() for name in recipe.formats}
+    specs = {}
+    if recipe.allow_nonfinite:
+        chosen = {t: c for t, c in chosen.items() if nonfinite(checkpoint.tensor(t)) is None}
+    for tensor, (stage, target) in chosen.items():
+        dtypes = _scale_dtypes(target, containers.values())
+        grid = recipe.stages[stage].method.make_grid(dtypes)
+        specs[tensor] = Spec(target, grid)
+    facts = _facts(checkpoint, specs)
+    _check_groups(specs)
+    for container in containers.values():
+        for refusal in container.refusals(list(specs.values()), facts):
+            raise UnsupportedError(refusal, where=f"format {container.name}")
+    files = {
+        name if len(containers) > 1 else "": arrange(_stored(checkpoint, container, specs))
+        for name, container in containers.items()
+    }
+    stage_of = {tensor: stage for tensor, (stage, _) in chosen.items()}
+    return Job(recipe, checkpoint, containers, facts, stage_of, specs, files)
+
+
+def describe(job: Job) -> PlanResult:
+    """The plan of a job."""
+    specs = list(job.specs.values())
+    files = {f"{folder}/{n}" if folder else n: s for folder, f in job.files.items() for n, s in f.sizes.items()}
+    return PlanResult(
+        files=files,
+        weight_bytes=sum(files.values()),
+        other_bytes=sum(sidecar_bytes(job.checkpoint.folder, len(job.checkpoint.entries)) for _ in job.containers),
+        peak_ram_bytes=peak_ram(job),
+        bits_per_weight=target_bits(next(iter(job.containers.values())), specs),
+        runtimes={name: c.runtimes(specs, job.facts) for name, c in job.containers.items()},
+        targets=len(specs),
+        original_bytes=sum(e.nbytes for e in job.checkpoint.entries.values()),
+    )
+
+
+def target_bits(container: Container, specs: Sequence[Spec]) -> float:
+    """Stored bits of the Targets, params and padding included, per element."""
+    stored = sum(nbytes(*shape) for s in specs for shape in container.layout(s).values())
+    return 8 * stored / max(sum(s.target.numel for s in specs), 1)
+
+
+def peak_ram(job: Job) -> int:
+    """Upper estimate of the resident size in bytes."""
+    checkpoint = job.checkpoint
+    largest = max((s.target.numel for s in job.specs.values()), default=0)
+    working = largest * 8 + (64 << 20)
+    if not job.needs_statistics:
+        return IMPORTS + working
+    return IMPORTS + working + _walk_ram(job, checkpoint)
+
+
+def check_memory(job: Job) -> None:
+    """Raise MemoryLimitError when the estimate exceeds the recipe's `max_memory`."""
+    limit, need = job.recipe.max_memory, peak_ram(job)
+    if limit is not None and need > limit:
+        raise MemoryLimitError(
+            f"about {need} bytes of RAM needed, --max-memory allows {limit}",
+            where=job.checkpoint.folder.name,
+            fix="raise it, or use fewer or shorter samples, or --method rtn",
+        )
+
+
+def batch_size(options: CalibrationOptions) -> int:
+    """Sequences in one forward pass; never depends on the machine."""
+    return max(1, TOKENS_PER_BATCH // options.sequence_length)
+
+
+def activation_memory(recipe: Recipe) -> int:
+    """Bytes of waiting activations kept in RAM; more go to disk."""
+    return (recipe.max_memory or (16 << 30)) // 4
+
+
+def _walk_ram(job: Job, checkpoint: Checkpoint) -> int:
+    options = job.recipe.calibration
+    if options is None:
+        return 0
+    width = torch.float32.itemsize
+    skeleton = checkpoint.skeleton
+    sizes: dict[str | None, int] = defaultdict(int)
+    for name, parameter in checkpoint.model.named_parameters():
+        sizes[skeleton.block_of(name)] += parameter.numel()
+    block = max(size for path, size in sizes.items() if path is not None)
+    squares: dict[str | None, set[tuple[Any, ...]]] = defaultdict(set)
+    for spec in job.specs.values():
+        target = spec.target
+        squares[target.block].add((target.fuse or target.name, target.shape[1]))
+    hessians = max(sum(columns**2 for _, columns in points) for points in squares.values())
+    widest = max(s.target.shape[1] for s in job.specs.values())
+    tokens = options.num_samples * options.sequence_length
+    hidden = max(s.target.shape[1] for s in job.specs.values() if s.target.block)
+    waiting = min(tokens * hidden * width, activation_memory(job.recipe))
+    embedding = sizes[None] * width
+    per_pass = TOKENS_PER_BATCH * (sum({s.target.shape[0] for s in job.specs.values()}) + widest) * width
+    return int(block * width * 2 + hessians * width * 3 + widest**2 * 8 * 3 + waiting + embedding + 2 * per_pass)
+
+
+def _choose(stages: Sequence[Stage], targets: Sequence[Target], where: str) -> dict[str, tuple[int, Target]]:
+    """Name on disk -> (stage, Target), each Target in one stage."""
+    chosen: dict[str, tuple[int, Target]] = {}
+    for index, stage in enumerate(stages):
+        for target in _selected(stage, targets):
+            if target.tensor in chosen:
+                raise UsageError(
+                    f"{target.name} is targeted by stages {chosen[target.tensor][0]} and {index}",
+                    where=where,
+                    fix="give one of them an ignore",
+                )
+            chosen[target.tensor] = (index, target)
+    if not chosen:
+        raise UsageError("no matrix of the model is targeted", where=where, fix="widen --targets or drop --ignore")
+    return chosen
+
+
+def _selected(stage: Stage, targets: Sequence[Target]) -> list[Target]:
+    for pattern in (*stage.targets, *stage.ignore):
+        if not any(matches(t, pattern) for t in targets):
+            names = [t.name for t in targets]
+            raise UsageError(f"no matrix is named {pattern!r}", where=f"stage {stage.name}", fix=suggest(pattern, names[:8]))
+    picked = [t for t in targets if any(matches(t, p) for p in stage.targets)] if stage.targets else _default(targets)
+    return [t for t in picked if not any(matches(t, p) for p in stage.ignore)]
+
+
+def _default(targets: Sequence[Target]) -> list[Target]:
+    """All matrices of the blocks; embeddings, heads and poolers only when asked for."""
+    return [t for t in targets if t.block is not None and t.kind != "embedding"]
+
+
+def matches(target: Target, pattern: str) -> bool:
+    """Whether a glob names the Target: in full, or from any dot on."""
+    return any(fnmatch.fnmatchcase(n, p) for n in (target.name, target.tensor) for p in (pattern, f"*.{pattern}"))
+
+
+def _scale_dtypes(target: Target, containers: Any) -> tuple[str, ...]:
+    wanted = {d for c in containers if (d := c.scale_dtype(target)) is not None}
+    return tuple(sorted(wanted)) or (str(target.dtype).removeprefix("torch."),)
+
+
+def _check_groups(specs: dict[str, Spec]) -> None:
+    for spec in specs.values():
+        size, columns = spec.grid.group_size, spec.target.shape[1]
+        if size is not None and columns % size:
+            fits = [g for g in (128, 64, 32, 16) if all(s.target.shape[1] % g == 0 for s in specs.values())]
+            offers = " or ".join([*(f"--group-size {g}" for g in fits[:2]), "--group-size channel"])
+            raise UsageError(
+                f"group_size {size} does not divide the {columns} input columns", where=spec.target.name, fix=f"use {offers}"
+            )
+
+
+def _facts(checkpoint: Checkpoint, specs: dict[str, Spec]) -> Facts:
+    raw = set()
+    for group in checkpoint.skeleton.groups:
+        for name, _ in group.sources:
+            entry = checkpoint.entries[name]
+            module = checkpoint.skeleton.modules.get(group.name.rpartition(".")[0])
+            if name in specs or len(entry.shape) != 2 or not name.endswith(".weight"):
+                continue
+            if not isinstance(module, torch.nn.Embedding):
+                raw |= {name.removesuffix(".weight"), group.name.removesuffix(".weight")}
+    raw |= _tied_heads(checkpoint)
+    fused: dict[str, list[str]] = defaultdict(list)
+    for target in checkpoint.targets:
+        if target.fuse:
+            fused[target.fuse].append(target.name)
+    groups = tuple(tuple(names) for names in fused.values())
+    moe = any(s.target.kind == "expert" for s in specs.values())
+    return Facts(checkpoint.dtype, tuple(sorted(raw)), groups, moe)
+
+
+def _tied_heads(checkpoint: Checkpoint) -> set[str]:
+    """Linear modules that have no tensor of their own on disk because they share an embedding's."""
+    modules = checkpoint.skeleton.modules
+    shared = {k.rpartition(".")[0] for k in checkpoint.skeleton.ties}
+    return {path for path in shared if isinstance(modules.get(path), torch.nn.Linear)}
+
+
+def _stored(checkpoint: Checkpoint, container: Container, specs: dict[str, Spec]) -> Any:
+    out = {}
+    for name in checkpoint.stored:
+        if name in specs:
+            out.update(container.layout(specs[name]))
+        else:
+            entry = checkpoint.entries[name]
+            out[name] = (entry.dtype, entry.shape)
+    return out
+
+
+def fingerprint(job: Job, recipe_text: dict[str, Any], calibration: str | None) -> dict[str, str]:
+    """What a resume must agree with, part by part."""
+    import hashlib
+
+    import llmc
+
+    text = json.dumps(recipe_text, sort_keys=True)
+    return {
+        "model": job.checkpoint.fingerprint(),
+        "recipe": hashlib.sha256(text.encode()).hexdigest(),
+        "data": calibration or "",
+        "version": f"llmc {llmc.__version__}, torch {torch.__version__}",
+    }

@@ -1,0 +1,456 @@
+"""Recipes: an ordered list of stages, and what they calibrate on, write, measure and must reach.
+
+A recipe comes from a YAML file (`load_recipe`), from the options of `llmc quantize` (`from_options`) or from plain data
+(`from_dict`); all three are read by the same schema, which is the dataclasses below and those of the methods.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import re
+import typing
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from llmc.calibration.data import FILE_SUFFIXES, CalibrationOptions
+from llmc.compressors import METHODS
+from llmc.compressors.options import GridOptions, option
+from llmc.errors import RecipeError, UsageError
+from llmc.formats import CONTAINERS
+from llmc.gates import check_gate
+from llmc.recipe_yaml import (
+    MAX_DEPTH,
+    Node,
+    dump_yaml,
+    find_recipe,
+    plain_node,
+    read_recipe_file,
+    recipe_names,
+    scalar,
+)
+from llmc.registry import suggest
+from llmc.schema import Place, build, parse_bytes, plain, shown, type_name
+from llmc.structure import Table
+
+__all__ = [
+    "EvalOptions",
+    "PushOptions",
+    "Recipe",
+    "Stage",
+    "find_recipe",
+    "from_dict",
+    "from_options",
+    "load_recipe",
+    "method_table",
+    "recipe_names",
+    "resolve_model",
+    "resolve_text",
+    "to_dict",
+    "to_yaml",
+]
+
+EMBEDDED_MODEL = "tiny"
+EMBEDDED_TEXTS = {"tiny:calibration": "calibration", "tiny:evaluation": "evaluation"}
+DTYPES = ("float32", "float64", "bfloat16")
+PATHS = ("model", "out", "calibration.source", "eval.text")
+
+
+def _check_device(text: str) -> None:
+    if not re.fullmatch(r"cpu|cuda(:\d{1,3})?", text):
+        raise UsageError(f"unknown device {text!r}", fix="use cpu, cuda or cuda:1")
+
+
+def _check_repo(text: str) -> None:
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", text, re.ASCII):
+        raise UsageError(f"not a repository of the Hub: {text!r}", fix="write it like user/name")
+
+
+def _parse_stages(node: Node, place: Place) -> tuple[Stage, ...]:
+    if not isinstance(node.value, list):
+        raise RecipeError(
+            f"stages must be a list, not {shown(node.value)}", where=node.where, fix="write `- method: rtn`"
+        )
+    if not node.value:
+        raise RecipeError("no stages", where=node.where, fix="add one: `- method: rtn`")
+    return tuple(_stage(index, child) for index, child in enumerate(node.value))
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One step: a method with its options, and globs of the Targets it is for (none: all) and not for.
+
+    In a recipe the fields of the method stand beside `method`, `targets` and `ignore`.
+    """
+
+    name: str
+    method: Any
+    targets: tuple[str, ...] = ()
+    ignore: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class EvalOptions:
+    """What to measure on; see `llmc.evaluate`."""
+
+    text: str
+    context: int = option(512, "tokens in one window", least=2)
+    stride: int = option(512, "tokens between the starts of windows", least=1)
+    max_tokens: int | None = option(None, "stop after this many tokens", least=2)
+    prompt: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.stride > self.context:
+            raise UsageError(f"stride must be at most the context {self.context}, not {self.stride}")
+
+
+@dataclass(frozen=True)
+class PushOptions:
+    """Where to upload the result."""
+
+    repo: str = field(metadata={"check": _check_repo})
+    public: bool = False
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything that decides what a run writes.
+
+    Attributes:
+        model: a folder, a Hub id, or `tiny` for the embedded model: see `resolve_model`.
+        out: the folder to write, unless the command line gives one.
+        revision: branch, tag or commit of a Hub id.
+        calibration: its `source` may be `tiny:calibration`: see `resolve_text`. Its seed is the recipe's unless given.
+        max_memory: bytes.
+        allow_nonfinite: keep tensors with NaN or Inf as they are.
+        gates: see `llmc.gates`.
+    """
+
+    model: str
+    stages: tuple[Stage, ...] = field(metadata={"parse": _parse_stages})
+    out: str | None = None
+    revision: str | None = None
+    calibration: CalibrationOptions | None = None
+    formats: tuple[str, ...] = option(("compressed-tensors",), "containers to write", choices=tuple(CONTAINERS))
+    seed: int = option(0, "of every random choice", least=0, most=2**32 - 1)
+    device: str = field(default="cpu", metadata={"check": _check_device})
+    compute_dtype: str = option("float32", "type of the arithmetic", choices=DTYPES)
+    max_memory: int | None = field(default=None, metadata={"parse": parse_bytes})
+    allow_nonfinite: bool = False
+    eval: EvalOptions | None = None
+    gates: tuple[str, ...] = field(default=(), metadata={"check": check_gate})
+    push: PushOptions | None = None
+
+
+def load_recipe(path_or_name: str, overrides: Sequence[str] = ()) -> Recipe:
+    """Read a recipe file, or one that ships, and change it.
+
+    Args:
+        path_or_name: a YAML file, whose relative paths are relative to its folder, or a name of `recipe_names()`.
+        overrides: `stages.0.bits=3`, ...; relative paths in them are relative to the current folder.
+
+    Raises:
+        RecipeError: one line with `file:line: stage N (method)`, or with the override.
+        StorageError: the file cannot be read.
+    """
+    path = find_recipe(path_or_name)
+    tree = read_recipe_file(path)
+    for dotted in PATHS:
+        tree = _anchored(tree, dotted.split("."), path.parent)
+    for text in overrides:
+        tree = _overridden(tree, text)
+    return _read(tree)
+
+
+def from_options(
+    model: str | Path,
+    *,
+    method: str | None = None,
+    bits: int | None = None,
+    group_size: int | str | None = None,
+    options: Mapping[str, Any] | None = None,
+    symmetric: bool | None = None,
+    act_order: bool | None = None,
+    targets: Sequence[str] | None = None,
+    ignore: Sequence[str] | None = None,
+    calibration: str | Path | None = None,
+    num_samples: int | None = None,
+    sequence_length: int | None = None,
+    seed: int | None = None,
+    formats: Sequence[str] | None = None,
+    device: str | None = None,
+    compute_dtype: str | None = None,
+    max_memory: int | str | None = None,
+    revision: str | None = None,
+    allow_nonfinite: bool | None = None,
+) -> Recipe:
+    """The recipe of a one-stage job. None leaves a field at its own default; `options` are further fields of the method.
+
+    Without `method` it is gptq where there is calibration text, else rtn.
+
+    Raises:
+        UsageError: naming the option of the command line.
+    """
+    name = method or ("rtn" if calibration is None else "gptq")
+    flags = {"bits": bits, "group_size": group_size, "symmetric": symmetric, "act_order": act_order}
+    text = {"source": calibration, "num_samples": num_samples, "sequence_length": sequence_length}
+    rest = {"seed": seed, "formats": formats, "device": device, "compute_dtype": compute_dtype}
+    rest |= {"max_memory": max_memory, "revision": revision, "allow_nonfinite": allow_nonfinite}
+    try:
+        stage = {"method": Node(name, "--method"), **_nodes({"targets": targets, "ignore": ignore})}
+        stage |= _method_nodes(name, flags, options or {})
+        tree = {"model": Node(str(model), "MODEL"), "stages": Node([Node(stage, f"--method {name}")], "--method")}
+        tree |= _nodes(rest)
+        given = _nodes(text)
+        if calibration is not None:
+            tree["calibration"] = Node(given, "--calibration")
+        elif given:
+            flag = next(iter(given.values())).where
+            raise UsageError("there is no calibration text", where=flag, fix="add --calibration FILE_OR_DATASET")
+        elif METHODS.get(name).needs:
+            example = f"for example: llmc quantize {model} -o OUT --method {name} --calibration text.txt"
+            raise UsageError(f"{name} needs calibration text", where=f"--method {name}", fix=example)
+        return _read(Node(tree, "llmc"))
+    except RecipeError as error:
+        raise UsageError(error.message, where=error.where, fix=error.fix) from error
+
+
+def from_dict(data: Mapping[str, Any]) -> Recipe:
+    """The recipe that `to_dict` wrote.
+
+    Raises:
+        RecipeError: as `load_recipe`, without lines.
+    """
+    return _read(plain_node(dict(data), "recipe"))
+
+
+def to_dict(recipe: Recipe) -> dict[str, Any]:
+    """The resolved recipe as plain data: every default spelled out; of a path only its last name.
+
+    `out` is left out: the same recipe gives the same bytes wherever they go.
+    """
+    data: dict[str, Any] = plain(recipe)
+    del data["out"]
+    data["stages"] = [
+        {"method": s.name, **plain(s.method), "targets": list(s.targets), "ignore": list(s.ignore)}
+        for s in recipe.stages
+    ]
+    data["model"] = _public(recipe.model)
+    if recipe.calibration is not None:
+        data["calibration"]["source"] = _public(recipe.calibration.source)
+    if recipe.eval is not None:
+        data["eval"]["text"] = _public(recipe.eval.text)
+    return data
+
+
+def to_yaml(recipe: Recipe) -> str:
+    """`to_dict` as a recipe file."""
+    return dump_yaml(to_dict(recipe))
+
+
+def resolve_model(name: str) -> str:
+    """The folder or Hub id behind `model`: `tiny` is the embedded one, `./tiny` a folder."""
+    if name != EMBEDDED_MODEL:
+        return name
+    from llmc.embedded import tiny_model_path
+
+    return str(tiny_model_path())
+
+
+def resolve_text(source: str, folder: Path) -> str:
+    """The file or data set behind a text; a text of the embedded world is written into `folder` first.
+
+    Raises:
+        RecipeError: the embedded world has no such text.
+    """
+    if not source.startswith(f"{EMBEDDED_MODEL}:"):
+        return source
+    if source not in EMBEDDED_TEXTS:
+        raise RecipeError(f"unknown embedded text {source!r}", fix=suggest(source, list(EMBEDDED_TEXTS)))
+    from llmc.embedded import write_texts
+
+    return str(write_texts(folder)[EMBEDDED_TEXTS[source]])
+
+
+def method_table(name: str | None = None) -> Table:
+    """All methods, or the options of one.
+
+    Raises:
+        UsageError: there is no such method.
+    """
+    if name is None:
+        rows = []
+        for each in METHODS:
+            cls = METHODS.get(each)
+            rows.append((each, "needed" if cls.needs else "no", (cls.__doc__ or "").strip().splitlines()[0]))
+        return Table("methods", ("name", "calibration", "what it does"), tuple(rows))
+    cls = METHODS.get(name)
+    hints = typing.get_type_hints(cls)
+    return Table(
+        f"options of {name}",
+        ("name", "type", "default", "range", "help"),
+        tuple(_option_row(each, hints[each.name]) for each in dataclasses.fields(cls)),
+    )
+
+
+def _option_row(each: dataclasses.Field[Any], kind: Any) -> tuple[str, str, str, str, str]:
+    choices, least, most = (each.metadata.get(key) for key in ("choices", "least", "most"))
+    limits = f"{least:g} to {most:g}" if most is not None and least is not None else ""
+    if not limits and (least is not None or most is not None):
+        limits = f"at least {least:g}" if least is not None else f"at most {most:g}"
+    default = plain(each.default, each.name)
+    text = default if isinstance(default, str) else shown(default)
+    return (
+        each.name,
+        type_name(kind, each.name),
+        text,
+        ", ".join(choices or ()) or limits,
+        each.metadata.get("help", ""),
+    )
+
+
+def _read(tree: Node) -> Recipe:
+    """A Recipe from its tree, checked as a whole."""
+    recipe: Recipe = build(Recipe, _share_seed(tree))
+    parts = tree.value
+    if not recipe.formats or len(set(recipe.formats)) < len(recipe.formats):
+        problem = "a format is given twice" if recipe.formats else "no format"
+        raise RecipeError(problem, where=parts["formats"].where, fix=f"choose from: {', '.join(CONTAINERS)}")
+    for index, stage in enumerate(recipe.stages):
+        if stage.method.needs and recipe.calibration is None:
+            node = parts["stages"].value[index].value["method"]
+            fix = "add `calibration: {source: FILE_OR_DATASET}`, or give --set calibration.source=FILE_OR_DATASET"
+            raise RecipeError("needs calibration text", where=_stage_place(index, stage.name).at(node), fix=fix)
+    if recipe.gates and recipe.eval is None:
+        fix = "add `eval: {text: FILE}`, or give --set eval.text=FILE"
+        raise RecipeError("gates need figures to check", where=parts["gates"].where, fix=fix)
+    return recipe
+
+
+def _share_seed(tree: Node) -> Node:
+    """The recipe's seed is that of the calibration too, unless it has its own."""
+    calibration, seed = tree.value.get("calibration"), tree.value.get("seed")
+    if seed is None or calibration is None or not isinstance(calibration.value, dict):
+        return tree
+    return Node(tree.value | {"calibration": Node({"seed": seed} | calibration.value, calibration.where)}, tree.where)
+
+
+def _stage_place(index: int, name: str) -> Place:
+    return Place(f"stage {index} ({name})", f"stages.{index}.")
+
+
+def _stage(index: int, node: Node) -> Stage:
+    if not isinstance(node.value, dict) or "method" not in node.value:
+        where = f"{node.where}: stage {index}"
+        raise RecipeError("missing key 'method'", where=where, fix=f"write `- method: {' | '.join(METHODS)}`")
+    named = node.value["method"]
+    name = named.value if isinstance(named.value, str) else shown(named.value)
+    place = _stage_place(index, name)
+    try:
+        cls = METHODS.get(name)
+    except UsageError as error:
+        raise RecipeError(error.message, where=Place(f"stage {index}").at(named), fix=error.fix) from error
+    known = ["method", *(each.name for each in dataclasses.fields(cls)), "targets", "ignore"]
+    for key, child in node.value.items():
+        if key not in known:
+            raise RecipeError(f"unknown key {key!r}", where=place.at(child), fix=suggest(key, known[1:]))
+    own = {key: child for key, child in node.value.items() if key in ("targets", "ignore")}
+    options = Node({key: child for key, child in node.value.items() if key != "method" and key not in own}, node.where)
+    method = build(cls, options, place)
+    _check_grid(method, options, place)
+    stage: Stage = build(Stage, Node(own, node.where), place, name=name, method=method)
+    return stage
+
+
+def _check_grid(method: Any, options: Node, place: Place) -> None:
+    """Refuse what the grid does not have, such as nf4 with 3 bits."""
+    if not isinstance(method, GridOptions):
+        return
+    try:
+        method.make_grid(("float32",))
+    except UsageError as error:
+        given = [node for node in options.value.values() if node.where.startswith("-")]
+        raise RecipeError(error.message, where=place.at([options, *given][-1]), fix=error.fix) from error
+
+
+def _nodes(given: Mapping[str, Any]) -> dict[str, Node]:
+    """Nodes of what was given, named after the options of the command line."""
+    names = {"formats": "format", "source": "calibration"}
+    flags = {name: "--" + names.get(name, name).replace("_", "-") for name in given}
+    values = {name: str(value) if isinstance(value, Path) else value for name, value in given.items()}
+    return {name: plain_node(value, flags[name]) for name, value in values.items() if value is not None}
+
+
+def _method_nodes(name: str, flags: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Node]:
+    """The method's own fields: the shared flags, and `-O name=value`."""
+    try:
+        known = [each.name for each in dataclasses.fields(METHODS.get(name))]
+    except UsageError as error:
+        raise UsageError(error.message, where="--method", fix=error.fix) from error
+    nodes = _nodes({key: value for key, value in flags.items() if key in known or value})
+    if "symmetric" in nodes:
+        nodes["symmetric"] = Node(nodes["symmetric"].value, "--asymmetric")
+    for key, value in options.items():
+        where = f"-O {key}={value}"
+        if key in nodes:
+            raise UsageError(f"{key!r} is given twice", where=where, fix=f"leave out {nodes[key].where}")
+        nodes[key] = scalar(value, where) if isinstance(value, str) else plain_node(value, where)
+    for key, node in nodes.items():
+        if key not in known:
+            raise UsageError(f"{name} has no option {key!r}", where=node.where, fix=suggest(key, known))
+    return nodes
+
+
+def _overridden(tree: Node, text: str) -> Node:
+    """The tree with `path=value` put in."""
+    where = f"--set {text}"
+    dotted, equals, value = text.partition("=")
+    keys = dotted.strip().split(".")
+    if not equals or not all(keys) or len(keys) > MAX_DEPTH:
+        raise RecipeError("cannot read this", where=where, fix="write it like --set stages.0.bits=3")
+    return _put(tree, keys, scalar(value, where))
+
+
+def _put(node: Node | None, keys: Sequence[str], leaf: Node) -> Node:
+    if not keys:
+        return leaf
+    key, rest = keys[0], keys[1:]
+    if node is None or node.value is None:
+        return Node({key: _put(None, rest, leaf)}, leaf.where)
+    if isinstance(node.value, dict):
+        return Node(node.value | {key: _put(node.value.get(key), rest, leaf)}, node.where)
+    if not isinstance(node.value, list):
+        raise RecipeError(f"{shown(node.value)} has no {key!r} inside", where=leaf.where, fix="shorten the path")
+    count = len(node.value)
+    if not key.isdecimal() or int(key) >= count:
+        fix = f"count from 0 to {count - 1}" if count else "the list is empty"
+        raise RecipeError(f"no entry {key!r} in a list of {count}", where=leaf.where, fix=fix)
+    items = list(node.value)
+    items[int(key)] = _put(items[int(key)], rest, leaf)
+    return Node(items, node.where)
+
+
+def _anchored(tree: Node, keys: Sequence[str], folder: Path) -> Node:
+    """The tree with the path at `keys` made relative to `folder`; ids of the Hub stay."""
+    node: Node | None = tree
+    for key in keys:
+        node = node.value.get(key) if node is not None and isinstance(node.value, dict) else None
+    if node is None or not isinstance(node.value, str) or node.value == EMBEDDED_MODEL or node.value in EMBEDDED_TEXTS:
+        return tree
+    path = folder / Path(node.value).expanduser()
+    may_be_id = keys[-1] in ("model", "source") and path.suffix.lower() not in FILE_SUFFIXES
+    if may_be_id and not path.exists() and not node.value.startswith((".", "~")):
+        return tree
+    return _put(tree, keys, Node(str(path), node.where))
+
+
+def _public(source: str) -> str:
+    """Of a path its last name; ids of the Hub and names of the embedded world stay."""
+    if source == EMBEDDED_MODEL or source in EMBEDDED_TEXTS:
+        return source
+    is_id = (
+        re.fullmatch(r"\w[\w.-]*(/[\w.-]+)?(:[\w.-]+)?", source) and Path(source).suffix.lower() not in FILE_SUFFIXES
+    )
+    return source if is_id and not Path(source).exists() else os.path.basename(os.path.abspath(source))

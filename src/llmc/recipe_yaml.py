@@ -1,0 +1,212 @@
+"""Recipe files: finding them, and reading YAML so that every value knows its line.
+
+Scalars follow the core schema of YAML 1.2 (`1e-2` is a number, `yes` is text). Left out, and refused: aliases, tags and
+several documents, which recipes do not need and which let a small file become a huge value.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from llmc.errors import RecipeError, StorageError
+from llmc.registry import suggest
+
+MAX_BYTES = 256 << 10
+MAX_DEPTH = 16
+SUFFIXES = (".yaml", ".yml")
+CORE = {
+    "null": r"~|null|Null|NULL|",
+    "bool": r"true|True|TRUE|false|False|FALSE",
+    "int": r"[-+]?[0-9]{1,18}",
+    "float": r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?",
+}
+
+
+@dataclass(frozen=True)
+class Node:
+    """A value and where it was written.
+
+    Attributes:
+        value: None, bool, int, float, str, `list[Node]` or `dict[str, Node]`.
+        where: `file:line`, or the option of the command line it came from.
+        text: as typed, for a scalar of the command line, where quotes are the shell's.
+    """
+
+    value: Any
+    where: str
+    text: str | None = None
+
+
+def recipe_names() -> list[str]:
+    """Names of the recipes that ship."""
+    return sorted(path.stem for path in _shipped().glob("*.yaml"))
+
+
+def find_recipe(name: str) -> Path:
+    """The file of a recipe: a path, or the name of one that ships.
+
+    Raises:
+        RecipeError: there is no such file or name.
+    """
+    path = Path(name)
+    is_path = path.suffix in SUFFIXES or len(path.parts) > 1
+    if not is_path and name in recipe_names():
+        return _shipped() / f"{name}.yaml"
+    if path.is_file():
+        return path
+    if path.exists():
+        raise RecipeError("not a file", where=name, fix="give a YAML file, or a name that `llmc recipes` lists")
+    if is_path:
+        raise RecipeError("no such recipe file", where=name, fix="`llmc recipes` lists the recipes that ship")
+    raise RecipeError(f"unknown recipe {name!r}", fix=suggest(name, recipe_names()))
+
+
+def _shipped() -> Path:
+    package = Path(__file__).parent
+    inside = package / "recipes"  # a wheel carries them; a checkout has them beside src/
+    return inside if inside.is_dir() else package.parent.parent / "recipes"
+
+
+def read_recipe_file(path: Path) -> Node:
+    """The tree of a recipe file.
+
+    Raises:
+        RecipeError: not a mapping in YAML, too large or too deep, or a key stands twice.
+        StorageError: cannot be read.
+    """
+    shown = path.name if path.parent == _shipped() else str(path)
+    try:
+        with path.open("rb") as file:
+            content = file.read(MAX_BYTES + 1)
+    except OSError as error:
+        raise StorageError(f"cannot be read ({error.strerror})", where=shown) from error
+    if len(content) > MAX_BYTES:
+        raise RecipeError(f"larger than {MAX_BYTES} bytes", where=shown, fix="is this a recipe?")
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise RecipeError("not UTF-8", where=f"{shown}:{line}", fix="convert the file to UTF-8") from error
+    tree = read_yaml(text, shown)
+    if tree.value is None:
+        raise RecipeError("empty", where=shown, fix="a recipe has at least `model:` and `stages:`")
+    if not isinstance(tree.value, dict):
+        raise RecipeError("not a recipe: no keys at the top", where=tree.where, fix="write `model: ...`, `stages: ...`")
+    return Node(tree.value, shown)
+
+
+def read_yaml(text: str, name: str, line: bool = True) -> Node:
+    """One YAML document as Nodes; `name` is what `where` calls it, with or without its lines.
+
+    Raises:
+        RecipeError: not YAML, or YAML that recipes do not use.
+    """
+    try:
+        loader = _Loader(text)
+        root = loader.get_single_node()
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        where = f"{name}:{mark.line + 1}" if mark and line else name
+        raise RecipeError(f"not YAML that recipes can use: {error.problem or error.context}", where=where) from error
+    except yaml.YAMLError as error:  # a character that YAML does not allow
+        reason = getattr(error, "reason", "unreadable")
+        raise RecipeError(f"not YAML that recipes can use: {reason}", where=name) from error
+    return Node(None, name) if root is None else _node(root, name, line)
+
+
+def scalar(text: str, where: str) -> Node:
+    """A value of the command line: a list or mapping in YAML when it begins like one, else what the text means."""
+    if text[:1] in ("[", "{", '"', "'"):
+        return read_yaml(text, where, line=False)
+    return Node(_plain(text), where, text)
+
+
+def plain_node(value: Any, where: str) -> Node:
+    """Nodes of plain data, all with one `where`."""
+    if isinstance(value, dict):
+        return Node({str(key): plain_node(child, where) for key, child in value.items()}, where)
+    if isinstance(value, list | tuple):
+        return Node([plain_node(child, where) for child in value], where)
+    return Node(value, where)
+
+
+def dump_yaml(value: Any) -> str:
+    """Plain data as YAML that `read_yaml` reads back equal."""
+    return yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=110)
+
+
+class _Loader(yaml.SafeLoader):
+    yaml_implicit_resolvers: dict[str, Any] = {}  # noqa: RUF012 - PyYAML's own class attribute
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self.depth = 0
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        event = self.peek_event()
+        if isinstance(event, yaml.AliasEvent):
+            raise yaml.MarkedYAMLError(
+                problem="an alias (*); put text that begins with * in quotes", problem_mark=event.start_mark
+            )
+        if getattr(event, "tag", None) is not None:
+            raise yaml.MarkedYAMLError(problem="a tag (!)", problem_mark=event.start_mark)
+        if self.depth >= MAX_DEPTH:
+            raise yaml.MarkedYAMLError(problem=f"more than {MAX_DEPTH} levels", problem_mark=event.start_mark)
+        self.depth += 1
+        node = super().compose_node(parent, index)
+        self.depth -= 1
+        return node
+
+
+class _Dumper(yaml.SafeDumper):
+    yaml_implicit_resolvers: dict[str, Any] = {}  # noqa: RUF012 - PyYAML's own class attribute
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+
+for _kind, _pattern in CORE.items():
+    for _class in (_Loader, _Dumper):
+        _class.add_implicit_resolver(f"tag:yaml.org,2002:{_kind}", re.compile(rf"(?:{_pattern})\Z"), None)
+
+
+def _plain(text: str) -> Any:
+    kind = next((kind for kind, pattern in CORE.items() if re.fullmatch(pattern, text)), "str")
+    return _value(kind, text)
+
+
+def _value(kind: str, text: str) -> Any:
+    if kind == "null":
+        return None
+    if kind == "bool":
+        return text.lower() == "true"
+    return int(text) if kind == "int" else float(text) if kind == "float" else text
+
+
+def _node(node: Any, name: str, line: bool) -> Node:
+    where = f"{name}:{node.start_mark.line + 1}" if line else name
+    if isinstance(node, yaml.ScalarNode):
+        return Node(_value(node.tag.rpartition(":")[2], node.value), where)
+    if isinstance(node, yaml.SequenceNode):
+        return Node([_node(child, name, line) for child in node.value], where)
+    return Node(dict(_items(node, name, line)), where)
+
+
+def _items(node: Any, name: str, line: bool) -> Iterator[tuple[str, Node]]:
+    """Keys and values of a mapping; a value is where its key is."""
+    seen: dict[str, int] = {}
+    for key, child in node.value:
+        number = key.start_mark.line + 1
+        where = f"{name}:{number}" if line else name
+        if not isinstance(key, yaml.ScalarNode):
+            raise RecipeError("a key that is not text", where=where)
+        if key.value in seen:
+            raise RecipeError(f"key {key.value!r} is given twice, first in line {seen[key.value]}", where=where)
+        seen[key.value] = number
+        yield key.value, Node(_node(child, name, line).value, where)

@@ -1,0 +1,79 @@
+"""Everything in an artifact besides weights and manifest: config, tokenizer, processor, licence, kernel, model card."""
+
+from __future__ import annotations
+
+import fnmatch
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from llmc.formats.container import Container, Facts, Spec
+from llmc.formats.kernel_folder import kernel_files
+from llmc.manifest import dump_json
+
+CARRIED = (
+    "generation_config.json",
+    "tokenizer*",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.*",
+    "merges.txt",
+    "*.model",
+    "*.tiktoken",
+    "tekken.json",
+    "chat_template*",
+    "*.jinja",
+    "preprocessor_config.json",
+    "processor_config.json",
+    "video_preprocessor_config.json",
+    "modules.json",
+    "config_sentence_transformers.json",
+    "sentence_bert_config.json",
+    "LICENSE*",
+    "LICENCE*",
+    "NOTICE*",
+    "USE_POLICY*",
+)
+NEVER = ("*.py", "*.bin", "*.pt", "*.pth", "*.pkl", "*.safetensors", "*.gguf")
+
+
+def carried_files(folder: Path) -> list[Path]:
+    """The files of a model folder that belong in its compressed copy."""
+    names = [p for p in sorted(folder.iterdir()) if p.is_file()]
+    return [p for p in names if _any(p.name, CARRIED) and not _any(p.name, NEVER)]
+
+
+def sidecar_bytes(folder: Path, tensors: int) -> int:
+    """About how many bytes the files besides the weights take."""
+    return sum(p.stat().st_size for p in carried_files(folder)) + 20_000 + 700 * tensors
+
+
+def write_sidecar(
+    out: Path,
+    source: Path,
+    config: dict[str, Any],
+    container: Container,
+    specs: Sequence[Spec],
+    facts: Facts,
+    index: dict[str, object] | None,
+) -> None:
+    """Write all files but weights, card and manifest into `out`."""
+    for path in carried_files(source):
+        shutil.copyfile(path, out / path.name)
+    quantization = container.config(specs, facts)
+    edited = {k: v for k, v in config.items() if k != "quantization_config"}
+    if quantization is not None:
+        edited["quantization_config"] = quantization
+    (out / "config.json").write_bytes(dump_json(edited))
+    for name, content in container.extra_files(specs, facts).items():
+        (out / name).write_bytes(dump_json(content))
+    if index is not None:
+        (out / "model.safetensors.index.json").write_bytes(dump_json(index))
+    for name, data in kernel_files([container.kernel]).items():
+        (out / name).parent.mkdir(parents=True, exist_ok=True)
+        (out / name).write_bytes(data)
+
+
+def _any(name: str, patterns: Sequence[str]) -> bool:
+    return any(fnmatch.fnmatchcase(name, p) for p in patterns)

@@ -1,0 +1,195 @@
+"""The model without its weights: instantiated on the meta device, its blocks found by structure, its names mapped.
+
+Names on disk are not module names. transformers' own weight conversions translate them; here they are run on meta
+tensors once, to learn which tensors on disk make which parameter.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from copy import deepcopy
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import nn
+
+from llmc.errors import CheckpointError
+from llmc.safetensors_file import TensorEntry
+
+
+@dataclass
+class Group:
+    """Tensors on disk that become one or more parameters together.
+
+    `sources` holds `(name on disk, converter pattern)` in conversion order; `keys` the parameters they make.
+    """
+
+    name: str
+    converter: Any = None
+    sources: list[tuple[str, str | None]] = field(default_factory=list)
+    keys: tuple[str, ...] = ()
+
+    def convert(self, tensors: dict[str, torch.Tensor], model: Any) -> dict[str, torch.Tensor]:
+        """The parameters made of `tensors` (name on disk -> tensor)."""
+        if self.converter is None:
+            return {self.name: tensors[self.sources[0][0]]}
+        run = deepcopy(self.converter)
+        for name, pattern in self.sources:
+            run.add_tensor(self.name, name, pattern, tensors[name])
+        made = run.convert(self.name, model=model, config=model.config)
+        return {k: v[0] if isinstance(v, list) else v for k, v in made.items()}
+
+
+class Skeleton:
+    """A transformers model on the meta device and the map between its parameters and the tensors on disk.
+
+    Args:
+        config: a transformers config.
+        entries: name on disk -> entry.
+        where: the folder's name, for messages.
+
+    Raises CheckpointError for an unknown architecture, for missing, extra or wrongly shaped tensors, and for a model
+    whose blocks cannot be found.
+    """
+
+    def __init__(self, config: Any, entries: dict[str, TensorEntry], where: str) -> None:
+        self.where = where
+        self.entries = entries
+        self.model: Any = instantiate(config, where)
+        self.groups, self.unused = self._map()
+        self.group_of = {key: group for group in self.groups for key in group.keys}
+        self.ties = self._ties()
+        self._check()
+        self.blocks = find_blocks(self.model)
+        if not self.blocks:
+            raise CheckpointError(
+                f"no blocks found in {type(self.model).__name__}: no list of modules that hold matrices",
+                where=where,
+                fix="llmc needs a transformers model with a stack of layers",
+            )
+
+    @cached_property
+    def modules(self) -> dict[str, nn.Module]:
+        return dict(self.model.named_modules())
+
+    def block_of(self, key: str) -> str | None:
+        """Path of the block that a module or parameter path lies in."""
+        return next((b for b in self.blocks if key.startswith(b + ".")), None)
+
+    def _map(self) -> tuple[list[Group], list[str]]:
+        from transformers.conversion_mapping import get_model_conversion_mapping
+        from transformers.core_model_loading import WeightConverter, WeightRenaming, dot_natural_key, rename_source_key
+
+        rules = get_model_conversion_mapping(self.model)
+        renamings = [r for r in rules if isinstance(r, WeightRenaming)]
+        converters = [r for r in rules if isinstance(r, WeightConverter)]
+        by_pattern = {p: c for c in converters for p in c.source_patterns}
+        state = self.model.state_dict()
+        groups: dict[str, Group] = {}
+        unused = []
+        for name in sorted(self.entries, key=dot_natural_key):
+            key, pattern = rename_source_key(name, renamings, converters, self.model.base_model_prefix, state)
+            if pattern is None and key not in state:
+                unused.append(name)
+                continue
+            group = groups.setdefault(key, Group(key, by_pattern.get(pattern)))
+            group.sources.append((name, pattern))
+        for group in groups.values():
+            group.keys = self._keys_of(group)
+        return list(groups.values()), unused
+
+    def _keys_of(self, group: Group) -> tuple[str, ...]:
+        if group.converter is None:
+            return (group.name,)
+        metas = {n: torch.empty(self.entries[n].shape, dtype=self.entries[n].dtype, device="meta") for n, _ in group.sources}
+        try:
+            return tuple(group.convert(metas, self.model))
+        except Exception as error:  # transformers' operations raise whatever torch raises
+            names = ", ".join(n for n, _ in group.sources[:3])
+            raise CheckpointError(f"tensors {names}, ... do not form {group.name}: {error}", where=self.where) from error
+
+    def _ties(self) -> dict[str, tuple[str, ...]]:
+        """Parameter path -> all paths that share its tensor."""
+        tied: dict[str, set[str]] = {}
+        for one, other in getattr(self.model, "all_tied_weights_keys", {}).items():
+            union = tied.get(one, {one}) | tied.get(other, {other})
+            for key in union:
+                tied[key] = union
+        return {key: tuple(sorted(union)) for key, union in tied.items()}
+
+    def _check(self) -> None:
+        ignored = getattr(self.model, "_keys_to_ignore_on_load_unexpected", None) or []
+        extra = [n for n in self.unused if not any(re.search(p, n) for p in ignored)]
+        if extra:
+            raise CheckpointError(
+                f"tensor {extra[0]} has no place in {type(self.model).__name__} ({len(extra)} such)",
+                where=self.where,
+                fix="check that config.json belongs to these weights",
+            )
+        state = self.model.state_dict()
+        for group in self.groups:
+            self._check_shapes(group, state)
+        optional = getattr(self.model, "_keys_to_ignore_on_load_missing", None) or []
+        for key in state:
+            present = any(k in self.group_of for k in self.ties.get(key, (key,)))
+            if not present and not any(re.search(p, key) for p in optional):
+                raise CheckpointError(
+                    f"tensor {key} is missing: config.json asks for it", where=self.where, fix="download the model again"
+                )
+
+    def _check_shapes(self, group: Group, state: dict[str, torch.Tensor]) -> None:
+        metas = {n: torch.empty(self.entries[n].shape, device="meta") for n, _ in group.sources}
+        for key, made in group.convert(metas, self.model).items():
+            if key in state and tuple(made.shape) != tuple(state[key].shape):
+                raise CheckpointError(
+                    f"tensor {group.sources[0][0]} has shape {list(made.shape)}, "
+                    f"config.json asks for {list(state[key].shape)}",
+                    where=self.where,
+                    fix="check that config.json belongs to these weights",
+                )
+
+
+def instantiate(config: Any, where: str) -> Any:
+    """The model of `config` with parameters on the meta device and real buffers."""
+    import transformers
+    from accelerate import init_empty_weights
+
+    names = config.architectures or []
+    if not names:
+        raise CheckpointError("config.json names no architecture", where=where, fix='add "architectures": ["..."]')
+    cls = getattr(transformers, names[0], None)
+    if cls is None:
+        raise CheckpointError(
+            f"transformers {transformers.__version__} has no class {names[0]}", where=where, fix="upgrade transformers"
+        )
+    try:
+        with init_empty_weights(include_buffers=False):
+            model = cls(config)
+    except (ValueError, TypeError, RuntimeError, KeyError, ZeroDivisionError, OverflowError, AttributeError) as error:
+        raise CheckpointError(f"config.json does not describe a {names[0]}: {error}", where=where) from error
+    return model.eval()
+
+
+def find_blocks(model: nn.Module) -> list[str]:
+    """Paths of the repeated layers, in module order: children of outermost module lists that hold matrices."""
+    blocks: list[str] = []
+    for path, module in model.named_modules():
+        inside = any(path.startswith(b + ".") or path == b for b in blocks)
+        if isinstance(module, nn.ModuleList) and not inside and _is_stack(module):
+            blocks += [f"{path}.{i}" for i in range(len(module))]
+    return blocks
+
+
+def _is_stack(modules: nn.ModuleList) -> bool:
+    return len(modules) > 0 and all(any(p.ndim >= 2 for p in m.parameters()) and any(m.children()) for m in modules)
+
+
+def direct_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Module, list[str]]]:
+    """Every module that itself holds parameters: (path, module, parameter paths)."""
+    for path, module in model.named_modules():
+        names = [f"{path}.{n}" if path else n for n, _ in module.named_parameters(recurse=False)]
+        if names:
+            yield path, module, names
