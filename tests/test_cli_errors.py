@@ -35,7 +35,7 @@ def failing(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
         raise error
 
     for name in ("inspect", "quantize", "run"):
-        monkeypatch.setattr(llmc, name, fail, raising=False)
+        monkeypatch.setitem(vars(llmc), name, fail)
 
 
 class OutOfMemoryError(RuntimeError):

@@ -35,8 +35,8 @@ class Library:
         self.calls: list[tuple[str, tuple[Any, ...], dict[str, Any]]] = []
         self.result: Any = Result()
         for name in ("quantize", "plan", "run", "inspect", "verify", "export", "push", "evaluate"):
-            monkeypatch.setattr(llmc, name, self.function(name), raising=False)
-        monkeypatch.setattr(llmc, "recipe_names", lambda: ["nf4", "quickstart"], raising=False)
+            monkeypatch.setitem(vars(llmc), name, self.function(name))
+        monkeypatch.setitem(vars(llmc), "recipe_names", lambda: ["nf4", "quickstart"])
 
     def function(self, name: str) -> Any:
         def call(*arguments: Any, **options: Any) -> Any:
@@ -200,7 +200,7 @@ def test_methods(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[
         None: Table("methods", ("name", "what"), (("rtn", "rounding to nearest"),)),
         "rtn": Table("rtn", ("field", "default"), (("bits", "4"),)),
     }
-    monkeypatch.setattr(llmc, "method_table", tables.__getitem__, raising=False)
+    monkeypatch.setitem(vars(llmc), "method_table", tables.__getitem__)
     assert execute(["methods", "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == {"methods": [{"name": "rtn", "what": "rounding to nearest"}]}
     assert execute(["methods", "rtn", "--json"]) == 0
@@ -213,7 +213,7 @@ def test_every_help_has_an_example_that_parses(
 ) -> None:
     import shlex
 
-    monkeypatch.setattr(llmc, "method_table", lambda name: Table("", ("a",), ()), raising=False)
+    monkeypatch.setitem(vars(llmc), "method_table", lambda name: Table("", ("a",), ()))
     library.result = evaluation() if verb == "eval" else Result()
     assert execute([verb, "--help"]) == 0
     examples = [line.strip() for line in capsys.readouterr().out.splitlines() if line.startswith(f"    llmc {verb}")]

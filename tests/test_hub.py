@@ -197,8 +197,9 @@ def test_folders_that_cannot_be_pushed(hub: LocalHub, folder: Path, tmp_path: Pa
     assert failure(CheckpointError, push, tmp_path / "none", "me/small") == (
         f"{tmp_path}/none: not a model folder: it has no config.json; give the folder of a finished run"
     )
-    assert failure(CheckpointError, push, folder, "a/b/c", dry_run=True) == (
-        "a/b/c: neither a folder here nor a Hub id; write a Hub id as user/name"
+    assert failure(UsageError, push, folder, "a/b/c") == "a/b/c: not a Hub id; write it as user/name"
+    assert failure(UsageError, push, folder, "small") == (
+        "small: not a whole Hub id; put the user before it: user/small"
     )
     (folder / "README.md").write_text(CARD.replace("---\nbase", "---\nlicense: no-such-licence\nbase", 1))
     assert failure(CheckpointError, push, folder, "me/small", token=TOKEN, endpoint=hub.url) == (
@@ -225,6 +226,10 @@ def test_a_server_that_fails(hub: LocalHub, folder: Path, tmp_path: Path) -> Non
     line = "me/small: the Hub cannot be reached (HTTP 500); check the network and try again"
     assert failure(NetworkError, push, folder, "me/small", token=TOKEN, endpoint=hub.url) == line
     assert len(hub.repos["me/small"].commits) == 1
+    hub.failing = {"/large/": 403}
+    assert failure(UsageError, push, folder, "me/small", token=TOKEN, endpoint=hub.url) == (
+        "me/small: the Hub refuses the token (HTTP 403); pass one that may do this, or run hf auth login"
+    )
     hub.failing = {"/api/models": 500}
     assert failure(NetworkError, resolve_model, "me/small", token=TOKEN, endpoint=hub.url, cache_dir=tmp_path) == line
 

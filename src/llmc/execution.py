@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import tempfile
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -21,7 +22,7 @@ from llmc.encoding import Stored, encode_together, require_finite, store
 from llmc.errors import InputError
 from llmc.formats.container import Container, Spec
 from llmc.planning import Job, activation_memory, batch_size, check_memory, fingerprint
-from llmc.recipe import to_dict
+from llmc.recipe import resolve_text, to_dict
 from llmc.safetensors_file import load_rows
 from llmc.structure import Context, InputPoint, Progress, silent
 from llmc.walk import Walk
@@ -290,7 +291,9 @@ def _calibrate(job: Job) -> CalibrationSet | None:
     options = job.recipe.calibration
     if options is None or not job.needs_statistics:
         return None
-    return load_calibration(options, open_tokenizer(job.checkpoint.folder), vocabulary(job.checkpoint.model))
+    with tempfile.TemporaryDirectory() as texts:
+        options = replace(options, source=resolve_text(options.source, Path(texts)))
+        return load_calibration(options, open_tokenizer(job.checkpoint.folder), vocabulary(job.checkpoint.model))
 
 
 def open_tokenizer(folder: Path) -> Any:

@@ -86,7 +86,7 @@ def folder_summary(job: Job, container: Container, written: Written) -> dict[str
         "original_bytes": sum(e.nbytes for e in checkpoint.entries.values()),
         "bits_per_weight": round(target_bits(container, list(job.specs.values())), 6),
         "model_bits_per_weight": round(8 * payload / elements, 6),
-        "mean_snr_db": round(sum(ratios) / len(ratios), 4) if ratios else float("inf"),
+        "mean_snr_db": round(sum(ratios) / len(ratios), 4) if ratios else None,
     }
 
 

@@ -19,9 +19,8 @@ from typing import Any, cast
 from llmc.errors import CheckpointError, LlmcError, NetworkError, StorageError, UsageError
 from llmc.structure import Progress, Table, silent
 
-ALLOWED = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.tiktoken", "*.txt", "README.md", "SHA256SUMS"]
-ALLOWED += [f"{name}*" for word in ("license", "licence", "notice", "copying") for name in (word, word.upper())]
-ALLOWED += ["License*", "Licence*", "Notice*", "Copying*"]
+ALLOWED = ["*.safetensors", "*.json", "*.jinja", "tokenizer*", "*.model", "*.tiktoken", "*.spm", "*.txt"]
+ALLOWED += ["README.md", "SHA256SUMS", "[Ll][Ii][Cc][Ee][Nn][SsCc][Ee]*", "[Nn][Oo][Tt][Ii][Cc][Ee]*"]
 # A second copy of the weights in the maker's own layout, or of another model kept in a subfolder.
 REFUSED = ["consolidated*.safetensors", "*/*.safetensors", "*.py", "*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl"]
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
@@ -150,6 +149,7 @@ def push(
         NetworkError: the Hub cannot be reached.
     """
     folder = Path(folder)
+    _check_id(repo)
     files, skipped = _folder_files(folder)
     check_card(folder)
     if verify is not None:
@@ -157,7 +157,6 @@ def push(
     sizes = tuple((name, (folder / name).stat().st_size) for name in files)
     address = f"{(endpoint or 'https://huggingface.co').rstrip('/')}/{repo}"
     if dry_run:
-        _check_id(repo)
         return PushResult(repo, address, sizes, skipped, public=public, dry_run=True)
     with _hub_errors(repo, "no repository that this token can write"), _quiet():
         return _upload(
@@ -198,9 +197,11 @@ def _upload(
     tree = api.list_repo_tree(result.repo, recursive=True, revision=info.sha)
     stored = {f.path: f.lfs.sha256 if f.lfs else f.blob_id for f in tree if isinstance(f, RepoFile)}
     names = [name for name, _ in result.files]
-    additions = [
-        CommitOperationAdd(name, folder / name) for name in names if not _same(folder / name, stored.get(name))
-    ]
+    additions: list[CommitOperationAdd] = []
+    for i, name in enumerate(names):
+        progress("compare with the Hub", i, len(names))
+        if not _same(folder / name, stored.get(name)):
+            additions.append(CommitOperationAdd(name, folder / name))
     removed = tuple(sorted(name for name in stored if WEIGHTS.fullmatch(name) and name not in names))
     if not additions and not removed:
         return replace(result, commit=info.sha or "")
@@ -265,8 +266,14 @@ def _at(revision: str | None) -> str:
 
 
 def _check_id(repo: str) -> None:
-    with _hub_errors(repo, ""):
+    from huggingface_hub.errors import HFValidationError
+
+    try:
         import_module("huggingface_hub.utils").validate_repo_id(repo)
+    except HFValidationError as error:
+        raise UsageError("not a Hub id", where=repo, fix="write it as user/name") from error
+    if "/" not in repo:
+        raise UsageError("not a whole Hub id", where=repo, fix=f"put the user before it: user/{repo}")
 
 
 def _no_weights(
@@ -326,6 +333,8 @@ def _explain(error: Exception, repo: str, missing: str) -> LlmcError | None:
     if isinstance(cause, OSError | client) or isinstance(error, errors.LocalEntryNotFoundError):
         reason = f"HTTP {status}" if status else type(cause or error).__name__
         return NetworkError(f"the Hub cannot be reached ({reason})", where=repo, fix="check the network and try again")
+    if isinstance(error, RuntimeError):  # how the client's storage backend fails
+        return NetworkError(f"the transfer failed ({' '.join(str(error).split())})", where=repo, fix="try again")
     return None
 
 

@@ -15,9 +15,9 @@ from llmc.execution import Written, execute
 from llmc.finishing import complete_folder, folder_summary
 from llmc.gates import GateResult, check_gates
 from llmc.hub import push as push_to_hub
-from llmc.hub import resolve_model
+from llmc.hub import resolve_model as fetch_model
 from llmc.planning import Job, PlanResult, describe, prepare
-from llmc.recipe import Recipe, from_options, load_recipe, resolve_source, to_yaml
+from llmc.recipe import Recipe, from_options, load_recipe, resolve_model, resolve_text, to_yaml
 from llmc.structure import Progress, Table
 
 
@@ -55,7 +55,8 @@ class RunResult:
         for name, s in self.folders.items():
             share = s["weight_bytes"] / max(s["original_bytes"], 1)
             bits = (f"{s['bits_per_weight']:.3f}", f"{s['model_bits_per_weight']:.3f}")
-            rows.append((name, f"{s['weight_bytes']:,}", f"{share:.1%}", *bits, f"{s['mean_snr_db']:.2f}"))
+            snr = "exact" if s["mean_snr_db"] is None else f"{s['mean_snr_db']:.2f}"
+            rows.append((name, f"{s['weight_bytes']:,}", f"{share:.1%}", *bits, snr))
         out = [Table(f"Written to {self.out}", columns, tuple(rows))]
         out += [report.table() for report in self.evaluation.values()]
         if self.gates:
@@ -142,15 +143,13 @@ def run(
         GateError: a gate failed; the artifact is in place and complete, nothing was pushed.
     """
     resolved = load_recipe(recipe, overrides)
-    with tempfile.TemporaryDirectory() as texts:
-        resolved = resolve_source(resolved, Path(texts))
-        job = prepare(resolved, _open(resolved, token))
-        if dry_run:
-            return DryRun(resolved, describe(job))
-        place = out if out is not None else resolved.out
-        if place is None:
-            raise UsageError("nowhere to write to", fix="add -o OUT, or `out:` to the recipe")
-        return _carry_out(job, Path(place), fresh=fresh, force=force, progress=progress, token=token)
+    job = prepare(resolved, _open(resolved, token))
+    if dry_run:
+        return DryRun(resolved, describe(job))
+    place = out if out is not None else resolved.out
+    if place is None:
+        raise UsageError("nowhere to write to", fix="add -o OUT, or `out:` to the recipe")
+    return _carry_out(job, Path(place), fresh=fresh, force=force, progress=progress, token=token)
 
 
 def _recipe(model: str | None, recipe: str | None, overrides: Sequence[str], options: dict[str, Any]) -> Recipe:
@@ -162,7 +161,7 @@ def _recipe(model: str | None, recipe: str | None, overrides: Sequence[str], opt
 
 
 def _open(recipe: Recipe, token: str | None) -> Checkpoint:
-    return Checkpoint(resolve_model(recipe.model, revision=recipe.revision, token=token))
+    return Checkpoint(fetch_model(resolve_model(recipe.model), revision=recipe.revision, token=token))
 
 
 def _carry_out(
@@ -209,17 +208,18 @@ def _evaluate(job: Job, folder: Path, progress: Progress | None) -> Any:
     options = job.recipe.eval
     if options is None:
         return None
-    return evaluate(
-        folder,
-        text=options.text,
-        against=job.checkpoint.folder,
-        context=options.context,
-        stride=options.stride,
-        max_tokens=options.max_tokens,
-        prompt=options.prompt,
-        device=job.recipe.device,
-        progress=progress,
-    )
+    with tempfile.TemporaryDirectory() as texts:
+        return evaluate(
+            folder,
+            text=resolve_text(options.text, Path(texts)),
+            against=job.checkpoint.folder,
+            context=options.context,
+            stride=options.stride,
+            max_tokens=options.max_tokens,
+            prompt=options.prompt,
+            device=job.recipe.device,
+            progress=progress,
+        )
 
 
 def _shortfall(written: Written) -> list[str]:

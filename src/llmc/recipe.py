@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import os
 import re
-import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,18 +21,18 @@ from llmc.errors import RecipeError, UsageError
 from llmc.formats import CONTAINERS
 from llmc.gates import check_gate
 from llmc.recipe_yaml import (
-    MAX_DEPTH,
     Node,
     dump_yaml,
     find_recipe,
+    overridden,
     plain_node,
+    put,
     read_recipe_file,
     recipe_names,
     scalar,
 )
 from llmc.registry import suggest
-from llmc.schema import Place, build, parse_bytes, plain, shown, type_name
-from llmc.structure import Table
+from llmc.schema import Place, build, method_table, parse_bytes, plain, shown
 
 __all__ = [
     "EvalOptions",
@@ -158,9 +157,9 @@ def load_recipe(path_or_name: str, overrides: Sequence[str] = ()) -> Recipe:
     path = find_recipe(path_or_name)
     tree = read_recipe_file(path)
     for dotted in PATHS:
-        tree = _anchored(tree, dotted.split("."), path.parent)
+        tree = _anchored(tree, dotted.split("."), os.path.dirname(path))
     for text in overrides:
-        tree = _overridden(tree, text)
+        tree = overridden(tree, text)
     return _read(tree)
 
 
@@ -186,9 +185,13 @@ def from_options(
     revision: str | None = None,
     allow_nonfinite: bool | None = None,
 ) -> Recipe:
-    """The recipe of a one-stage job. None leaves a field at its own default; `options` are further fields of the method.
+    """The recipe of a one-stage job. None leaves a field at its own default.
 
-    Without `method` it is gptq where there is calibration text, else rtn.
+    Args:
+        method: if None, gptq where there is calibration text, else rtn.
+        group_size: a number, or `channel`.
+        options: further fields of the method; texts are read as on the command line.
+        max_memory: bytes, or a text like `8GiB`.
 
     Raises:
         UsageError: naming the option of the command line.
@@ -272,43 +275,6 @@ def resolve_text(source: str, folder: Path) -> str:
     from llmc.embedded import write_texts
 
     return str(write_texts(folder)[EMBEDDED_TEXTS[source]])
-
-
-def method_table(name: str | None = None) -> Table:
-    """All methods, or the options of one.
-
-    Raises:
-        UsageError: there is no such method.
-    """
-    if name is None:
-        rows = []
-        for each in METHODS:
-            cls = METHODS.get(each)
-            rows.append((each, "needed" if cls.needs else "no", (cls.__doc__ or "").strip().splitlines()[0]))
-        return Table("methods", ("name", "calibration", "what it does"), tuple(rows))
-    cls = METHODS.get(name)
-    hints = typing.get_type_hints(cls)
-    return Table(
-        f"options of {name}",
-        ("name", "type", "default", "range", "help"),
-        tuple(_option_row(each, hints[each.name]) for each in dataclasses.fields(cls)),
-    )
-
-
-def _option_row(each: dataclasses.Field[Any], kind: Any) -> tuple[str, str, str, str, str]:
-    choices, least, most = (each.metadata.get(key) for key in ("choices", "least", "most"))
-    limits = f"{least:g} to {most:g}" if most is not None and least is not None else ""
-    if not limits and (least is not None or most is not None):
-        limits = f"at least {least:g}" if least is not None else f"at most {most:g}"
-    default = plain(each.default, each.name)
-    text = default if isinstance(default, str) else shown(default)
-    return (
-        each.name,
-        type_name(kind, each.name),
-        text,
-        ", ".join(choices or ()) or limits,
-        each.metadata.get("help", ""),
-    )
 
 
 def _read(tree: Node) -> Recipe:
@@ -403,47 +369,18 @@ def _method_nodes(name: str, flags: Mapping[str, Any], options: Mapping[str, Any
     return nodes
 
 
-def _overridden(tree: Node, text: str) -> Node:
-    """The tree with `path=value` put in."""
-    where = f"--set {text}"
-    dotted, equals, value = text.partition("=")
-    keys = dotted.strip().split(".")
-    if not equals or not all(keys) or len(keys) > MAX_DEPTH:
-        raise RecipeError("cannot read this", where=where, fix="write it like --set stages.0.bits=3")
-    return _put(tree, keys, scalar(value, where))
-
-
-def _put(node: Node | None, keys: Sequence[str], leaf: Node) -> Node:
-    if not keys:
-        return leaf
-    key, rest = keys[0], keys[1:]
-    if node is None or node.value is None:
-        return Node({key: _put(None, rest, leaf)}, leaf.where)
-    if isinstance(node.value, dict):
-        return Node(node.value | {key: _put(node.value.get(key), rest, leaf)}, node.where)
-    if not isinstance(node.value, list):
-        raise RecipeError(f"{shown(node.value)} has no {key!r} inside", where=leaf.where, fix="shorten the path")
-    count = len(node.value)
-    if not key.isdecimal() or int(key) >= count:
-        fix = f"count from 0 to {count - 1}" if count else "the list is empty"
-        raise RecipeError(f"no entry {key!r} in a list of {count}", where=leaf.where, fix=fix)
-    items = list(node.value)
-    items[int(key)] = _put(items[int(key)], rest, leaf)
-    return Node(items, node.where)
-
-
-def _anchored(tree: Node, keys: Sequence[str], folder: Path) -> Node:
+def _anchored(tree: Node, keys: Sequence[str], folder: str) -> Node:
     """The tree with the path at `keys` made relative to `folder`; ids of the Hub stay."""
     node: Node | None = tree
     for key in keys:
         node = node.value.get(key) if node is not None and isinstance(node.value, dict) else None
     if node is None or not isinstance(node.value, str) or node.value == EMBEDDED_MODEL or node.value in EMBEDDED_TEXTS:
         return tree
-    path = folder / Path(node.value).expanduser()
-    may_be_id = keys[-1] in ("model", "source") and path.suffix.lower() not in FILE_SUFFIXES
-    if may_be_id and not path.exists() and not node.value.startswith((".", "~")):
+    path = os.path.join(folder, os.path.expanduser(node.value))
+    may_be_id = keys[-1] in ("model", "source") and Path(path).suffix.lower() not in FILE_SUFFIXES
+    if may_be_id and not os.path.exists(path) and not node.value.startswith((".", "~")):
         return tree
-    return _put(tree, keys, Node(str(path), node.where))
+    return put(tree, keys, Node(path, node.where))
 
 
 def _public(source: str) -> str:

@@ -7,7 +7,7 @@ several documents, which recipes do not need and which let a small file become a
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -141,6 +141,40 @@ def dump_yaml(value: Any) -> str:
     return yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=110)
 
 
+def overridden(tree: Node, text: str) -> Node:
+    """The tree with `path=value` put in.
+
+    Raises:
+        RecipeError: not an assignment, or there is no such path.
+    """
+    where = f"--set {text}"
+    dotted, equals, value = text.partition("=")
+    keys = dotted.strip().split(".")
+    if not equals or not all(keys) or len(keys) > MAX_DEPTH:
+        raise RecipeError("cannot read this", where=where, fix="write it like --set stages.0.bits=3")
+    return put(tree, keys, scalar(value, where))
+
+
+def put(node: Node | None, keys: Sequence[str], leaf: Node) -> Node:
+    """The tree with `leaf` at `keys`; sections on the way that are missing are made."""
+    if not keys:
+        return leaf
+    key, rest = keys[0], keys[1:]
+    if node is None or node.value is None:
+        return Node({key: put(None, rest, leaf)}, leaf.where)
+    if isinstance(node.value, dict):
+        return Node(node.value | {key: put(node.value.get(key), rest, leaf)}, node.where)
+    if not isinstance(node.value, list):
+        raise RecipeError(f"there is no {key!r} inside a value", where=leaf.where, fix="shorten the path")
+    count = len(node.value)
+    if not key.isdecimal() or int(key) >= count:
+        fix = f"count from 0 to {count - 1}" if count else "the list is empty"
+        raise RecipeError(f"no entry {key!r} in a list of {count}", where=leaf.where, fix=fix)
+    items = list(node.value)
+    items[int(key)] = put(items[int(key)], rest, leaf)
+    return Node(items, node.where)
+
+
 class _Loader(yaml.SafeLoader):
     yaml_implicit_resolvers: dict[str, Any] = {}  # noqa: RUF012 - PyYAML's own class attribute
 
@@ -149,7 +183,7 @@ class _Loader(yaml.SafeLoader):
         self.depth = 0
 
     def compose_node(self, parent: Any, index: Any) -> Any:
-        event = self.peek_event()
+        event: Any = self.peek_event()  # type: ignore[no-untyped-call]
         if isinstance(event, yaml.AliasEvent):
             raise yaml.MarkedYAMLError(
                 problem="an alias (*); put text that begins with * in quotes", problem_mark=event.start_mark

@@ -18,10 +18,12 @@ from dataclasses import MISSING, Field, dataclass
 from decimal import Decimal
 from typing import Any
 
+from llmc.compressors import METHODS
 from llmc.compressors.options import option_problem
 from llmc.errors import InputError, RecipeError
 from llmc.recipe_yaml import Node
 from llmc.registry import suggest
+from llmc.structure import Table
 
 NONE_WORDS = {"group_size": "channel"}
 """What None is called in a field, for people."""
@@ -41,7 +43,7 @@ class Place:
         return f"{node.where}: {self.label}" if self.label and not node.where.startswith("-") else node.where
 
 
-def build(cls: type[Any], node: Node, place: Place = Place(), **ready: Any) -> Any:  # noqa: B008 - frozen
+def build(cls: type[Any], node: Node, place: Place = Place(), **ready: Any) -> Any:
     """An instance of the dataclass `cls` from the mapping `node`.
 
     Args:
@@ -90,12 +92,11 @@ def shown(value: Any) -> str:
 
 def type_name(kind: Any, name: str) -> str:
     """What a field takes, in a word or two."""
-    options = typing.get_args(kind)
-    if isinstance(kind, types.UnionType) and type(None) in options:
-        return f"{type_name(next(o for o in options if o is not type(None)), name)} or {NONE_WORDS.get(name, 'null')}"
+    if isinstance(kind, types.UnionType):
+        return f"{type_name(_not_none(kind), name)} or {NONE_WORDS.get(name, 'null')}"
     if typing.get_origin(kind) is tuple:
         return "list"
-    return {str: "text", float: "number"}.get(kind, kind.__name__)
+    return {bool: "true or false", int: "integer", float: "number"}.get(kind, "text")
 
 
 def byte_count(text: str) -> int | None:
@@ -119,6 +120,43 @@ def parse_bytes(node: Node, place: Place) -> int | None:
     return size
 
 
+def method_table(name: str | None = None) -> Table:
+    """All methods, or the options of one.
+
+    Raises:
+        UsageError: there is no such method.
+    """
+    if name is None:
+        rows = []
+        for each in METHODS:
+            cls = METHODS.get(each)
+            rows.append((each, "needed" if cls.needs else "no", (cls.__doc__ or "").strip().splitlines()[0]))
+        return Table("methods", ("name", "calibration", "what it does"), tuple(rows))
+    cls = METHODS.get(name)
+    hints = typing.get_type_hints(cls)
+    return Table(
+        f"options of {name}",
+        ("name", "type", "default", "range", "help"),
+        tuple(_option_row(each, hints[each.name]) for each in dataclasses.fields(cls)),
+    )
+
+
+def _option_row(each: dataclasses.Field[Any], kind: Any) -> tuple[str, str, str, str, str]:
+    choices, least, most = (each.metadata.get(key) for key in ("choices", "least", "most"))
+    limits = f"{least:g} to {most:g}" if most is not None and least is not None else ""
+    if not limits and (least is not None or most is not None):
+        limits = f"at least {least:g}" if least is not None else f"at most {most:g}"
+    default = plain(each.default, each.name)
+    text = default if isinstance(default, str) else shown(default)
+    return (
+        each.name,
+        type_name(kind, each.name),
+        text,
+        ", ".join(choices or ()) or limits,
+        each.metadata.get("help", ""),
+    )
+
+
 def _field(field: Field[Any], kind: Any, node: Node, place: Place) -> Any:
     parse: Callable[[Node, Place], Any] | None = field.metadata.get("parse")
     if parse is not None:
@@ -126,7 +164,7 @@ def _field(field: Field[Any], kind: Any, node: Node, place: Place) -> Any:
     if isinstance(kind, types.UnionType):
         if node.value is None or node.value == NONE_WORDS.get(field.name):
             return None
-        kind = next(option for option in typing.get_args(kind) if option is not type(None))
+        kind = _not_none(kind)
     if dataclasses.is_dataclass(kind):
         return build(typing.cast(type[Any], kind), node, Place(field.name, f"{place.path}{field.name}."))
     if typing.get_origin(kind) is tuple:
@@ -136,9 +174,13 @@ def _field(field: Field[Any], kind: Any, node: Node, place: Place) -> Any:
     return _item(field, kind, node, place)
 
 
+def _not_none(union: types.UnionType) -> Any:
+    return next(option for option in typing.get_args(union) if option is not type(None))
+
+
 def _item(field: Field[Any], kind: Any, node: Node, place: Place) -> Any:
     """One bool, int, float or str, checked."""
-    value = node.text if kind is str and node.text is not None else node.value
+    value: Any = node.text if kind is str and node.text is not None else node.value
     if kind is float and type(value) is int:
         value = float(value)
     if type(value) is not kind:

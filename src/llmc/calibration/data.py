@@ -19,7 +19,7 @@ from array import array
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
@@ -333,10 +333,10 @@ def _cell(row: dict[str, Any], options: CalibrationOptions, where: str) -> objec
 
 def _dataset_rows(options: CalibrationOptions) -> Iterator[Row]:
     """Rows of a data set of the Hub, streamed: only what is needed is read."""
-    import httpx2
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, RepositoryNotFoundError
 
+    client = cast("type[Exception]", HfHubHTTPError.__mro__[1])  # the HTTP client's base error, whichever is installed
     name, _, configuration = options.source.partition(":")
     try:
         HfApi().dataset_info(name, timeout=HUB_TIMEOUT)  # fails at once where load_dataset retries for half a minute
@@ -350,7 +350,7 @@ def _dataset_rows(options: CalibrationOptions) -> Iterator[Row]:
         ) from error
     except ValueError as error:  # datasets names the splits or configurations there are
         raise CalibrationError(" ".join(str(error).split()), where=options.source) from error
-    except (OSError, httpx2.HTTPError) as error:
+    except (OSError, client) as error:
         raise NetworkError(
             f"the data set cannot be reached ({type(error).__name__})",
             where=options.source,

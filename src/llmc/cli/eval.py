@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from typer import Option
 
@@ -50,7 +50,7 @@ def evaluate(
         "prompt": prompt,
         "device": device,
     }
-    given = {name: value for name, value in chosen.items() if value is not None}
+    given: dict[str, Any] = {name: value for name, value in chosen.items() if value is not None}
     report: EvalReport = llmc.evaluate(folder, text=text, **given, progress=output.progress)
     output.show(report.to_json(), lambda: [report.table(), *map(side_by_side, report.samples)])
 

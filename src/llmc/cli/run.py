@@ -34,6 +34,14 @@ def run(
     """
     import llmc
 
-    arguments = {"dry_run": dry_run, "fresh": fresh, "force": force}
     with resumable():
-        output.result(llmc.run(recipe, out, overrides=overrides or [], **arguments, progress=output.progress))
+        result = llmc.run(
+            recipe,
+            out,
+            overrides=overrides or [],
+            dry_run=dry_run,
+            fresh=fresh,
+            force=force,
+            progress=output.progress,
+        )
+    output.result(result)

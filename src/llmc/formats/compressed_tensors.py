@@ -82,7 +82,8 @@ class CompressedTensors:
     def config(self, specs: Sequence[Spec], facts: Facts) -> dict[str, Any]:
         schemes = _schemes(specs)
         groups = {
-            f"group_{i}": _group(scheme, _targets(members, schemes)) for i, (scheme, members) in enumerate(schemes.items())
+            f"group_{i}": _group(scheme, _targets(members, schemes))
+            for i, (scheme, members) in enumerate(schemes.items())
         }
         return {
             "config_groups": groups,
@@ -139,7 +140,7 @@ def _schemes(specs: Sequence[Spec]) -> dict[Scheme, list[Spec]]:
 
 
 def _targets(members: Sequence[Spec], schemes: dict[Scheme, list[Spec]]) -> list[str]:
-    """What a config group names: a class when it is the only group, else modules; experts of one scheme as a pattern."""
+    """What a config group names: the class when it is the only group, else modules; experts of one scheme by pattern."""
     if len(schemes) == 1:
         return ["Linear", *(s.target.name for s in members if s.target.kind == "embedding")]
     expert_groups = [specs for specs in schemes.values() if any(s.target.kind == "expert" for s in specs)]
@@ -211,8 +212,8 @@ def _vllm(specs: Sequence[Spec], facts: Facts) -> str:
             return f"unlikely: few of its models take a packed embedding ({spec.target.name})"
     if any(g.group_size not in (None, 32, 64, 128) for g in grids):
         return "unlikely: kernels take group_size 32, 64, 128 or channel"
-    limit = _tensor_parallel_limit(specs)
-    return f"yes, tensor parallel up to {limit}"
+    since = ", since vllm#37291 (packed lm_head)" if _packs_head(specs) else ""
+    return f"yes, tensor parallel up to {_tensor_parallel_limit(specs)}{since}"
 
 
 def _tensor_parallel_limit(specs: Sequence[Spec]) -> int:
@@ -233,4 +234,8 @@ def _sglang(specs: Sequence[Spec]) -> str:
     for spec in specs:
         if spec.target.kind == "embedding":
             return f"no: it does not read the packed embedding {spec.target.name}"
-    return "yes"
+    return "yes, since sglang#35228 (packed lm_head)" if _packs_head(specs) else "yes"
+
+
+def _packs_head(specs: Sequence[Spec]) -> bool:
+    return any(s.target.kind == "linear" and s.target.name.endswith("lm_head") for s in specs)

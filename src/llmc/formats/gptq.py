@@ -1,7 +1,7 @@
 """GPTQ checkpoint format v1, as GPTQModel, vLLM, SGLang, ExLlama and transformers (with optimum) read it.
 
-`qweight` is the transpose of compressed-tensors' `weight_packed`; `qzeros` stores the zero point minus one; `scales` are
-float16. Symmetric grids only: v1 cannot store every asymmetric zero point.
+`qweight` is the transpose of compressed-tensors' `weight_packed`; `qzeros` stores the zero point minus one; `scales`
+are float16. Symmetric grids only: v1 cannot store every asymmetric zero point.
 """
 
 from __future__ import annotations
