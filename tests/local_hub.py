@@ -62,7 +62,7 @@ class LocalHub:
         self.repos: dict[str, Repo] = {}  # "user/name" or "datasets/user/name"
         self.large: dict[str, bytes] = {}  # SHA-256 -> content of a large file
         self.log: list[tuple[str, str, str]] = []  # method, path, authorization
-        self.failing: dict[str, int] = {}  # part of a path -> status to answer with
+        self.failing: dict[str, Reply] = {}  # part of a path -> what to answer instead
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(self))
         self._server.daemon_threads = True
         self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
@@ -84,9 +84,9 @@ class LocalHub:
         return self.repos[name]
 
     def answer(self, method: str, path: str, token: str, body: bytes) -> Reply:
-        for part, status in self.failing.items():
+        for part, reply in self.failing.items():
             if part in path:
-                return as_json({"error": "as the test asked"}, status)
+                return reply
         if token and token not in self.tokens:
             message = "Invalid credentials in Authorization header"
             return as_json({"error": message}, 401, X_Error_Message=message)

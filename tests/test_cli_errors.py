@@ -134,7 +134,6 @@ USAGE: list[tuple[str, str]] = [
     ),
     ("plan --recipe nf4 --bits 3", "llmc plan: --recipe takes no options of a job; use --set PATH=VALUE"),
     ("plan M --group-size 0", "--group-size: cannot read '0'; give a number of columns, or channel"),
-    ("plan M --max-memory lots", "--max-memory: cannot read 'lots'; write it like 8GiB, 500MB or 1000000"),
     ("plan M -O damping", "-O: cannot read 'damping'; write it like -O damping=0.05"),
     ("plan M -O a=1 -O a=2", "-O: 'a' is given twice; give it once"),
 ]

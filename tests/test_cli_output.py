@@ -11,38 +11,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmc.cli.options import assignments, byte_count, group_size
+from llmc.cli.options import assignments, group_size
 from llmc.cli.output import Output, finite
 from llmc.errors import UsageError
 from llmc.structure import Table
 
 ROOT = Path(__file__).parent.parent
-
-
-@pytest.mark.parametrize(
-    ("text", "size"),
-    [
-        ("0", 0),
-        ("123", 123),
-        ("7B", 7),
-        ("1kB", 1000),
-        ("1KiB", 1024),
-        ("500MB", 500 * 10**6),
-        ("500 M", 500 * 10**6),
-        ("8GiB", 8 * 2**30),
-        ("8gib", 8 * 2**30),
-        ("1.5GiB", 3 * 2**29),
-        ("2TB", 2 * 10**12),
-    ],
-)
-def test_byte_count(text: str, size: int) -> None:
-    assert byte_count(text) == size
-
-
-@pytest.mark.parametrize("text", ["", "GiB", "-1", "8 bits", "1e9", "8PiB", "0x10"])
-def test_byte_count_refuses(text: str) -> None:
-    with pytest.raises(UsageError):
-        byte_count(text)
 
 
 @given(st.integers(1, 10**8))

@@ -74,7 +74,7 @@ EVERY_ARGUMENT = {
     "formats": ["gptq", "dense"],
     "device": "cpu",
     "compute_dtype": "float64",
-    "max_memory": 8 * 2**30,
+    "max_memory": "8GiB",
     "revision": "main",
     "allow_nonfinite": True,
 }

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from local_hub import LocalHub
+from local_hub import LocalHub, Reply
 
 from llmc.errors import CheckpointError, LlmcError, NetworkError, UsageError, VerifyError
 from llmc.hub import push, resolve_model
@@ -222,15 +222,16 @@ def test_a_server_that_is_gone(folder: Path, tmp_path: Path) -> None:
 
 
 def test_a_server_that_fails(hub: LocalHub, folder: Path, tmp_path: Path) -> None:
-    hub.failing = {"/commit/": 500}
+    hub.failing = {"/commit/": Reply(b"{}", 500)}
     line = "me/small: the Hub cannot be reached (HTTP 500); check the network and try again"
     assert failure(NetworkError, push, folder, "me/small", token=TOKEN, endpoint=hub.url) == line
     assert len(hub.repos["me/small"].commits) == 1
-    hub.failing = {"/large/": 403}
+    hub.large.clear()
+    hub.failing = {"/large/": Reply(b"{}", 403)}
     assert failure(UsageError, push, folder, "me/small", token=TOKEN, endpoint=hub.url) == (
         "me/small: the Hub refuses the token (HTTP 403); pass one that may do this, or run hf auth login"
     )
-    hub.failing = {"/api/models": 500}
+    hub.failing = {"/api/models": Reply(b"{}", 500)}
     assert failure(NetworkError, resolve_model, "me/small", token=TOKEN, endpoint=hub.url, cache_dir=tmp_path) == line
 
 
@@ -267,6 +268,11 @@ def test_models_that_cannot_be_read(hub: LocalHub, folder: Path, tmp_path: Path)
     )
     assert failure(UsageError, push, folder, "me/secret", endpoint=hub.url, token="stale") == (
         "me/secret: the Hub refuses the token (HTTP 401); pass one that may do this, or run hf auth login"
+    )
+    hub.failing = {"/api/models": Reply(b"{}", 403, {"X-Error-Code": "GatedRepo"})}
+    assert failure(CheckpointError, resolve_model, "me/gated", **options, token=TOKEN) == (
+        "me/gated: its owner has to grant access; "
+        "accept its terms at https://huggingface.co/me/gated and pass a token that may read it"
     )
     for path in ("./nothing", "/no/such/model", "a/b/c", "out/"):
         assert failure(CheckpointError, resolve_model, path) == (

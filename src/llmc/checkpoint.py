@@ -18,6 +18,8 @@ import torch
 from torch import nn
 
 from llmc.errors import CheckpointError, UnsupportedError
+from llmc.manifest import read_manifest
+from llmc.packed import Packed, dense_entry, split
 from llmc.safetensors_file import TensorEntry, load, read_folder
 from llmc.skeleton import Group, Skeleton
 from llmc.structure import InputPoint, Target
@@ -39,15 +41,20 @@ class Checkpoint:
 
     Args:
         folder: a local folder with config.json and safetensors.
+        encoded: accept a folder whose matrices are stored encoded, and decode them as they are read.
 
     Raises CheckpointError for anything that cannot be read as it should be.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, encoded: bool = False) -> None:
         self.folder = folder
         self.config_dict = read_config(folder)
-        refuse_unsafe(self.config_dict, folder)
-        self.entries = read_folder(folder)
+        refuse_unsafe(self.config_dict, folder, encoded)
+        entries = read_folder(folder)
+        self.packed: dict[str, Packed] = {}
+        if encoded:
+            entries = self._unpack_entries(entries)
+        self.entries = entries
         _check_sizes(self.config_dict, len(self.entries), folder)
         self.skeleton = Skeleton(_transformers_config(folder), self.entries, folder.name)
         self.duplicates = self._duplicates()
@@ -63,6 +70,13 @@ class Checkpoint:
         for entry in self.entries.values():
             count[entry.dtype] += entry.numel
         return max(count, key=lambda d: count[d])
+
+    @property
+    def config_dtype(self) -> torch.dtype:
+        """The dtype that config.json names; that of most weights when it names none."""
+        name = self.config_dict.get("dtype") or self.config_dict.get("torch_dtype")
+        found = getattr(torch, str(name), None)
+        return found if isinstance(found, torch.dtype) else self.dtype
 
     @cached_property
     def stored(self) -> list[str]:
@@ -84,8 +98,12 @@ class Checkpoint:
         return sorted(found, key=lambda t: order.get(t.block or "", len(order) if t.kind != "embedding" else -1))
 
     def tensor(self, name: str) -> torch.Tensor:
-        """The tensor `name` as stored."""
-        return load(self.entries[name])
+        """The tensor `name` as stored, or as decoded."""
+        packed = self.packed.get(name)
+        if packed is None:
+            return load(self.entries[name])
+        values = packed.decode()
+        return values if values.shape == self.entries[name].shape else values.t().contiguous()
 
     def matrix(self, target: Target) -> torch.Tensor:
         """The Target's weight `[out_features, in_features]` in its stored dtype."""
@@ -134,8 +152,22 @@ class Checkpoint:
         for union in sorted(set(self.skeleton.ties.values())):
             names = [self.skeleton.group_of[k].sources[0][0] for k in union if k in self.skeleton.group_of]
             first = min(names, key=lambda n: "embed" not in n) if names else ""
-            out += [n for n in names if n != first and _same(self.entries[first], self.entries[n])]
+            out += [n for n in names if n != first and self._same(first, n)]
         return out
+
+    def _same(self, one: str, other: str) -> bool:
+        first, second = self.entries[one], self.entries[other]
+        if (first.dtype, first.shape) != (second.dtype, second.shape):
+            return False
+        return torch.equal(self.tensor(one).view(torch.uint8), self.tensor(other).view(torch.uint8))
+
+    def _unpack_entries(self, entries: dict[str, TensorEntry]) -> dict[str, TensorEntry]:
+        """Entries as a plain checkpoint would have them; `packed` says how some of them are stored."""
+        found, plain = split(entries)
+        manifest = read_manifest(self.folder) or {}
+        turned = {row["tensor"] for row in manifest.get("targets", []) if row.get("transposed")}
+        self.packed = {f"{p.name}.weight": p for p in found.values()}
+        return plain | {name: dense_entry(p, name in turned) for name, p in self.packed.items()}
 
     def _targets_of(self, group: Group) -> list[Target]:
         key = group.keys[0]
@@ -207,15 +239,15 @@ def read_config(folder: Path) -> dict[str, Any]:
     return config
 
 
-def refuse_unsafe(config: dict[str, Any], folder: Path) -> None:
-    """Refuse folders that ask to run their own code and checkpoints that are quantized already."""
+def refuse_unsafe(config: dict[str, Any], folder: Path, encoded: bool) -> None:
+    """Refuse folders that ask to run their own code and, unless `encoded`, checkpoints that are quantized already."""
     if "auto_map" in config:
         raise UnsupportedError(
             "config.json asks to run code from the model folder (auto_map), which llmc never does",
             where=folder.name,
             fix="use a model whose architecture transformers has",
         )
-    if "quantization_config" in config:
+    if "quantization_config" in config and not encoded:
         found = config["quantization_config"]
         method = found.get("quant_method", "unknown") if isinstance(found, dict) else "unknown"
         raise UnsupportedError(
@@ -248,7 +280,10 @@ def _transformers_config(folder: Path) -> Any:
     from transformers import AutoConfig
 
     try:
-        return AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+        if hasattr(config, "quantization_config"):
+            del config.quantization_config
+        return config
     except Exception as error:  # pydantic, strict dataclasses and plain ValueErrors, by architecture
         line = " ".join(str(error).split())
         raise CheckpointError(f"config.json is not usable: {line[:300]}", where=folder.name) from error
@@ -261,12 +296,6 @@ def _assign(model: nn.Module, key: str, value: torch.Tensor) -> None:
         module._parameters[name] = nn.Parameter(value, requires_grad=False)
     else:
         module._buffers[name] = value
-
-
-def _same(one: TensorEntry, other: TensorEntry) -> bool:
-    if (one.dtype, one.shape) != (other.dtype, other.shape):
-        return False
-    return torch.equal(load(one).view(torch.uint8), load(other).view(torch.uint8))
 
 
 def _holds_experts(module: nn.Module, parameter: str) -> bool:

@@ -52,39 +52,46 @@ def store(
         packed = container.pack(spec, encoded)
         tensors[name] = {key: folder.write(key, value.contiguous()) for key, value in packed.items()}
         decoded_in[container.name] = container.decoded_dtype(spec.target)
-    digests, snr = measure(encoded, weight, set(decoded_in.values()))
+    measured = measure(encoded, weight, set(decoded_in.values()))
     container = places[0][1]
     bits = 8 * sum(nbytes(*s) for s in container.layout(spec).values()) / spec.target.numel
     row = {
         "target": spec.target.name,
         "tensor": spec.target.tensor,
         "shape": list(spec.target.shape),
+        "transposed": spec.target.transposed,
         "grid": {"name": type(spec.grid).__name__, **dataclasses.asdict(spec.grid)},  # type: ignore[call-overload]
         "bits_per_weight": round(bits, 6),
-        "snr_db": snr,
-        "decoded": {name: digests[dtype] for name, dtype in decoded_in.items()},
+        "snr_db": {name: measured[dtype][1] for name, dtype in decoded_in.items()},
+        "decoded": {name: measured[dtype][0] for name, dtype in decoded_in.items()},
     }
     return Stored(tensors, row)
 
 
 def measure(
     encoded: Encoded, weight: torch.Tensor, dtypes: set[torch.dtype]
-) -> tuple[dict[torch.dtype, str], float | None]:
-    """SHA-256 of the decoded values `[out, in]` in each dtype, and the signal-to-noise ratio in dB of the Target's own.
+) -> dict[torch.dtype, tuple[str, float | None]]:
+    """SHA-256 of the decoded values `[out, in]` and their signal-to-noise ratio in dB, for each dtype they decode to.
 
     None stands for no error at all.
     """
     hashes = {dtype: hashlib.sha256() for dtype in dtypes}
-    noise = signal = 0.0
+    noise = dict.fromkeys(dtypes, 0.0)
+    signal = 0.0
     for start, part in tiles(encoded):
         values = part.grouped_value()
-        for dtype, digest in hashes.items():
-            digest.update(raw_bytes(values.to(dtype)))
         original = weight[start : start + part.shape[0]].float()
-        noise += float((values.to(encoded.dtype).float() - original).square().sum(dtype=torch.float64))
         signal += float(original.square().sum(dtype=torch.float64))
-    snr = round(10 * math.log10(signal / noise), 4) if noise and signal else None
-    return {dtype: digest.hexdigest() for dtype, digest in hashes.items()}, snr
+        for dtype, digest in hashes.items():
+            rounded = values.to(dtype)
+            digest.update(raw_bytes(rounded))
+            noise[dtype] += float((rounded.float() - original).square().sum(dtype=torch.float64))
+    return {dtype: (digest.hexdigest(), decibels(signal, noise[dtype])) for dtype, digest in hashes.items()}
+
+
+def decibels(signal: float, noise: float) -> float | None:
+    """10 log10(signal / noise), None when there is no noise (or nothing at all)."""
+    return round(10 * math.log10(signal / noise), 4) if noise and signal else None
 
 
 def tiles(encoded: Encoded) -> Iterator[tuple[int, Encoded]]:

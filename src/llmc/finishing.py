@@ -50,7 +50,8 @@ def manifest_body(
     rows = []
     for row in written.report:
         stored = sorted(container.layout(job.specs[row["tensor"]]))
-        rows.append({**row, "decoded": row["decoded"][container.name], "stored": stored})
+        mine = {key: row[key][container.name] for key in ("decoded", "snr_db")}
+        rows.append({**row, **mine, "stored": stored})
     calibration = written.calibration
     return {
         "llmc": _version("llmc"),
@@ -80,7 +81,7 @@ def folder_summary(job: Job, container: Container, written: Written) -> dict[str
     checkpoint = job.checkpoint
     elements = sum(checkpoint.entries[n].numel for n in checkpoint.stored)
     payload = sum(slot.stop - slot.start for slot in files.slots.values())
-    ratios = [row["snr_db"] for row in written.report if row["snr_db"] is not None]
+    ratios = [r for row in written.report if (r := row["snr_db"][container.name]) is not None]
     return {
         "weight_bytes": files.total,
         "original_bytes": sum(e.nbytes for e in checkpoint.entries.values()),

@@ -17,7 +17,7 @@ from llmc.encoding import nonfinite
 from llmc.errors import MemoryLimitError, UnsupportedError, UsageError
 from llmc.formats import CONTAINERS
 from llmc.formats.container import Container, Facts, Spec
-from llmc.layout import WeightFiles, arrange, nbytes
+from llmc.layout import Shapes, WeightFiles, arrange, nbytes
 from llmc.recipe import Recipe, Stage
 from llmc.registry import suggest
 from llmc.sidecar import sidecar_bytes
@@ -113,13 +113,13 @@ def prepare(recipe: Recipe, checkpoint: Checkpoint) -> Job:
         dtypes = _scale_dtypes(target, containers.values())
         grid = recipe.stages[stage].method.make_grid(dtypes)
         specs[tensor] = Spec(target, grid)
-    facts = _facts(checkpoint, specs)
+    facts = model_facts(checkpoint, specs)
     _check_groups(specs)
     for container in containers.values():
         for refusal in container.refusals(list(specs.values()), facts):
             raise UnsupportedError(refusal, where=f"format {container.name}")
     files = {
-        name if len(containers) > 1 else "": arrange(_stored(checkpoint, container, specs))
+        name if len(containers) > 1 else "": arrange(stored_shapes(checkpoint, container, specs))
         for name, container in containers.items()
     }
     stage_of = {tensor: stage for tensor, (stage, _) in chosen.items()}
@@ -255,7 +255,8 @@ def _check_groups(specs: dict[str, Spec]) -> None:
             )
 
 
-def _facts(checkpoint: Checkpoint, specs: dict[str, Spec]) -> Facts:
+def model_facts(checkpoint: Checkpoint, specs: dict[str, Spec]) -> Facts:
+    """What containers may ask about a model of which `specs` (by name on disk) are encoded."""
     raw = set()
     for group in checkpoint.skeleton.groups:
         for name, _ in group.sources:
@@ -282,8 +283,9 @@ def _tied_heads(checkpoint: Checkpoint) -> set[str]:
     return {path for path in shared if isinstance(modules.get(path), torch.nn.Linear)}
 
 
-def _stored(checkpoint: Checkpoint, container: Container, specs: dict[str, Spec]) -> Any:
-    out = {}
+def stored_shapes(checkpoint: Checkpoint, container: Container, specs: dict[str, Spec]) -> Shapes:
+    """Dtype and shape of every tensor that a container's folder holds, by name."""
+    out: dict[str, tuple[torch.dtype, tuple[int, ...]]] = {}
     for name in checkpoint.stored:
         if name in specs:
             out.update(container.layout(specs[name]))

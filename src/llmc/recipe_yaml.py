@@ -184,14 +184,15 @@ class _Loader(yaml.SafeLoader):
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         event: Any = self.peek_event()  # type: ignore[no-untyped-call]
-        if isinstance(event, yaml.AliasEvent):
-            raise yaml.MarkedYAMLError(
-                problem="an alias (*); put text that begins with * in quotes", problem_mark=event.start_mark
-            )
-        if getattr(event, "tag", None) is not None:
-            raise yaml.MarkedYAMLError(problem="a tag (!)", problem_mark=event.start_mark)
+        problem = ""
         if self.depth >= MAX_DEPTH:
-            raise yaml.MarkedYAMLError(problem=f"more than {MAX_DEPTH} levels", problem_mark=event.start_mark)
+            problem = f"more than {MAX_DEPTH} levels"
+        elif getattr(event, "tag", None) is not None:
+            problem = "a tag (!)"
+        elif self.check_event(yaml.AliasEvent):
+            problem = "an alias; put text that begins with * in quotes"
+        if problem:
+            raise yaml.MarkedYAMLError(problem=problem, problem_mark=event.start_mark)
         self.depth += 1
         node = super().compose_node(parent, index)
         self.depth -= 1

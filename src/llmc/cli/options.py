@@ -82,8 +82,6 @@ class Job:
         given = {name: value for name, value in asdict(self).items() if value not in (None, []) and value is not False}
         if "group_size" in given:
             given["group_size"] = group_size(given["group_size"])
-        if "max_memory" in given:
-            given["max_memory"] = byte_count(given["max_memory"])
         if "option" in given:
             given["options"] = assignments(given.pop("option"))
         if given.pop("asymmetric", False):
@@ -98,17 +96,6 @@ def group_size(text: str) -> int | str:
     if not re.fullmatch(r"[1-9]\d{0,8}", text):
         raise UsageError(f"cannot read {text!r}", where="--group-size", fix="give a number of columns, or channel")
     return int(text)
-
-
-def byte_count(text: str) -> int:
-    """`8GiB`, `500 MB` or a plain number, in bytes."""
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(?:([KMGT])(i)?)?B?", text.strip(), re.IGNORECASE)
-    if match is None:
-        raise UsageError(f"cannot read {text!r}", where="--max-memory", fix="write it like 8GiB, 500MB or 1000000")
-    number, prefix, binary = match.groups()
-    step = 1024 if binary else 1000
-    power = " KMGT".index(prefix.upper()) if prefix else 0
-    return int(float(number) * step**power)
 
 
 def assignments(texts: list[str]) -> dict[str, str]:

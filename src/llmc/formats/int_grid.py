@@ -7,15 +7,17 @@ the error after reload. Left out: per-row choice of sign, and learned clipping (
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 
 from llmc.formats.encoded import Params
 
-COARSE = 12  # clip ratios tried first
-FINE = 4  # then, on either side of the best one
+COARSE = 9  # clip ratios tried first
+FINE = 2  # then, on either side of the best one
 SHRINK = {2: 0.30, 3: 0.45, 4: 0.55, 5: 0.65, 6: 0.75, 7: 0.85, 8: 0.90}  # least clip ratio worth trying
+FLOAT16_MOST = 65280.0  # the largest float16 that bfloat16 holds too
 
 
 @dataclass(frozen=True)
@@ -45,9 +47,10 @@ class IntGrid:
     def fit(self, values: torch.Tensor, importance: torch.Tensor | None = None) -> Params:
         """See `Grid.fit`; works on any `[..., n]` and returns `[..., 1]`."""
         low, high = self._range(values)
-        if self.search == "absmax":
-            return self._params(low, high)
-        return self._search(values, importance, low, high)
+        if self.search == "mse":
+            ratio = self._search(values, importance, low, high)
+            low, high = low * ratio, high * ratio
+        return self._params(low, high)
 
     def round(self, values: torch.Tensor, params: Params) -> torch.Tensor:
         scaled = values / params["scale"].float()
@@ -57,14 +60,22 @@ class IntGrid:
     def value(self, codes: torch.Tensor, params: Params) -> torch.Tensor:
         return (codes.float() - self._zero(params)) * params["scale"].float()
 
+    def nearest(self, params: Params) -> Callable[[torch.Tensor, torch.Tensor], object]:
+        """`f(units, out)`: `out` = the grid's value nearest to `units`, both in multiples of the scale, `[rows]`."""
+        least, most = -self._zero(params), self.alphabet - 1 - self._zero(params)
+        if isinstance(least, torch.Tensor) and isinstance(most, torch.Tensor):
+            low, high = least.squeeze(-1), most.squeeze(-1)
+            return lambda units, out: torch.round(units, out=out).clamp_(low.to(out.dtype), high.to(out.dtype))
+        return lambda units, out: torch.round(units, out=out).clamp_(least, most)
+
     def _zero(self, params: Params) -> torch.Tensor | float:
         return params["zero_point"].float() if "zero_point" in params else float(self.middle)
 
     def _range(self, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        low, high = values.amin(-1, keepdim=True), values.amax(-1, keepdim=True)  # twice as fast as aminmax
         if self.symmetric:
-            high = values.abs().amax(-1, keepdim=True)
+            high = torch.maximum(high, -low)
             return -high, high
-        low, high = torch.aminmax(values, dim=-1, keepdim=True)
         return low.clamp(max=0), high.clamp(min=0)
 
     def _params(self, low: torch.Tensor, high: torch.Tensor) -> Params:
@@ -77,35 +88,48 @@ class IntGrid:
     def _stored(self, scale: torch.Tensor) -> torch.Tensor:
         """Round to a value that every asked dtype holds exactly; never zero, never infinite."""
         dtypes = [getattr(torch, name) for name in self.scale_dtypes]
-        least = max(2.0**-24 if d is torch.float16 else 1e-30 for d in dtypes)  # float16 subnormals are scales too
-        most = min(torch.finfo(d).max for d in dtypes)
-        scale = scale.clamp(least, most)
+        half = torch.float16 in dtypes
+        scale = scale.clamp(2.0**-24 if half else 1e-30, FLOAT16_MOST if half else 1e30)  # float16 subnormals are exact too
         for dtype in sorted(dtypes, key=lambda d: torch.finfo(d).eps):  # coarsest last: it decides
             scale = scale.to(dtype).float()
         return scale.to(dtypes[0])
 
-    def _error(self, values: torch.Tensor, importance: torch.Tensor | None, params: Params) -> torch.Tensor:
-        difference = self.value(self.round(values, params), params).sub_(values).square_()
-        return (difference if importance is None else difference.mul_(importance)).sum(-1, keepdim=True)
-
     def _search(
         self, values: torch.Tensor, importance: torch.Tensor | None, low: torch.Tensor, high: torch.Tensor
-    ) -> Params:
-        floor = SHRINK[self.bits]
-        width = (1.0 - floor) / (COARSE - 1)
-        best = torch.ones_like(high)
-        params = self._params(low, high)
-        least = self._error(values, importance, params)
-        shifts = [width * -i for i in range(1, COARSE)]
-        fine = [width * s * (i + 1) / (FINE + 1) for i in range(FINE) for s in (-1, 1)]
-        for stage in (shifts, fine):
-            centre = best.clone()
-            for shift in stage:
-                ratio = centre + shift
-                trial = self._params(low * ratio, high * ratio)
-                error = self._error(values, importance, trial)
-                better = error < least
-                least = torch.where(better, error, least)
-                best = torch.where(better, ratio, best)
-                params = {k: torch.where(better, trial[k], params[k]) for k in params}
-        return params
+    ) -> torch.Tensor:
+        """The clip ratio of least squared error, in two rounds: over the whole range, then around the best."""
+        shape = (-1, *[1] * values.ndim)
+        ratios = torch.linspace(1.0, SHRINK[self.bits], COARSE, device=values.device).view(shape)
+        step = (1.0 - SHRINK[self.bits]) / (COARSE - 1) / (FINE + 1)
+        offsets = step * torch.arange(-FINE, FINE + 1, device=values.device).view(shape)
+        least, best = self._best(values, importance, low, high, ratios.expand(-1, *low.shape))
+        offsets = offsets[offsets != 0].view(shape)
+        finer, near = self._best(values, importance, low, high, best + offsets)
+        return torch.where(finer < least, near, best)
+
+    def _best(
+        self,
+        values: torch.Tensor,
+        importance: torch.Tensor | None,
+        low: torch.Tensor,
+        high: torch.Tensor,
+        ratios: torch.Tensor,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The least error and its ratio among `ratios: [tries, ..., 1]`."""
+        params = self._params(low * ratios, high * ratios)
+        scale = params["scale"].float()
+        zero = params["zero_point"].float() if "zero_point" in params else None
+        least = -self.middle if zero is None else 0
+        units, codes = torch.empty_like(values), torch.empty_like(values)
+        errors = torch.empty_like(ratios)
+        for k, inverse in enumerate(1.0 / scale):
+            torch.mul(values, inverse, out=units)
+            if zero is not None:
+                units.add_(zero[k])
+            torch.round(units, out=codes).clamp_(least, least + self.alphabet - 1).sub_(units).square_()
+            if importance is not None:
+                codes.mul_(importance)
+            torch.sum(codes, -1, keepdim=True, out=errors[k])
+        errors *= scale.square_()
+        error, index = errors.min(0, keepdim=True)
+        return error[0], ratios.gather(0, index)[0]

@@ -1,0 +1,124 @@
+"""`inspect`: what is inside a model folder, whoever wrote it."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from llmc.checkpoint import read_config
+from llmc.hub import resolve_model
+from llmc.manifest import read_manifest
+from llmc.packed import describe, split
+from llmc.safetensors_file import read_folder
+from llmc.structure import Table
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What a folder holds.
+
+    Attributes:
+        container: `quant_method` of its config, or `dense`.
+        layers: one dict per tensor that is a matrix: name, encoding, shape, bits_per_weight, bytes, snr_db (or None).
+        other_bytes: of the tensors that are not matrices.
+        manifest: what `llmc.json` says about the run, when there is one.
+    """
+
+    name: str
+    container: str
+    weight_bytes: int
+    bits_per_weight: float
+    layers: tuple[dict[str, Any], ...]
+    other_bytes: int
+    manifest: dict[str, Any] | None
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "name": self.name,
+            "format": self.container,
+            "weight_bytes": self.weight_bytes,
+            "bits_per_weight": self.bits_per_weight,
+            "other_bytes": self.other_bytes,
+            "layers": list(self.layers),
+            "manifest": self.manifest,
+        }
+
+    def tables(self) -> list[Table]:
+        head = (
+            ("format", self.container),
+            ("weight files", f"{self.weight_bytes:,} bytes"),
+            ("bits_per_weight of the model", f"{self.bits_per_weight:.3f}"),
+            ("made from", self.manifest["base_model"] if self.manifest else "unknown: no llmc.json"),
+        )
+        rows = tuple(
+            (
+                layer["name"],
+                layer["encoding"],
+                " x ".join(map(str, layer["shape"])),
+                f"{layer['bits_per_weight']:.3f}",
+                "" if layer["snr_db"] is None else f"{layer['snr_db']:.2f}",
+            )
+            for layer in self.layers
+        )
+        columns = ("matrix", "encoding", "shape", "bits_per_weight", "SNR dB")
+        return [Table(self.name, ("what", ""), head), Table("Encodings", *_by_encoding(self.layers)), Table("Matrices", columns, rows)]
+
+
+def inspect(folder: str | Path) -> Inspection:
+    """Read the headers, the config and, where there is one, the manifest of a model folder or Hub id.
+
+    Raises CheckpointError when the folder cannot be read.
+    """
+    path = resolve_model(str(folder))
+    entries = read_folder(path)
+    config = read_config(path)
+    packed, plain = split(entries)
+    manifest = read_manifest(path)
+    measured = {row["target"]: row.get("snr_db") for row in (manifest or {}).get("targets", [])}
+    layers = [
+        _layer(p.name, describe(p), list(p.shape), p.stored_bytes, p.numel, measured.get(p.name)) for p in packed.values()
+    ]
+    other = 0
+    for entry in plain.values():
+        if len(entry.shape) < 2:
+            other += entry.nbytes
+            continue
+        name = entry.name.removesuffix(".weight")
+        kind = str(entry.dtype).removeprefix("torch.")
+        layers.append(_layer(name, kind, list(entry.shape), entry.nbytes, entry.numel, measured.get(name)))
+    elements = sum(layer["elements"] for layer in layers) + sum(e.numel for e in plain.values() if len(e.shape) < 2)
+    method = config.get("quantization_config") or {}
+    return Inspection(
+        name=path.name,
+        container=str(method.get("quant_method", "dense")),
+        weight_bytes=sum(f.stat().st_size for f in {e.file for e in entries.values()}),
+        bits_per_weight=8 * sum(e.nbytes for e in entries.values()) / max(elements, 1),
+        layers=tuple(sorted(layers, key=lambda layer: str(layer["name"]))),
+        other_bytes=other,
+        manifest=None if manifest is None else {k: manifest.get(k) for k in ("base_model", "format", "llmc", "recipe", "sizes")},
+    )
+
+
+def _layer(name: str, encoding: str, shape: list[int], size: int, elements: int, snr: float | None) -> dict[str, Any]:
+    return {
+        "name": name,
+        "encoding": encoding,
+        "shape": shape,
+        "bytes": size,
+        "elements": elements,
+        "bits_per_weight": 8 * size / max(elements, 1),
+        "snr_db": snr,
+    }
+
+
+def _by_encoding(layers: tuple[dict[str, Any], ...]) -> tuple[tuple[str, ...], tuple[tuple[str, ...], ...]]:
+    groups: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    for layer in layers:
+        groups[layer["encoding"]].append(layer)
+    rows = []
+    for encoding, members in groups.items():
+        size, elements = sum(m["bytes"] for m in members), sum(m["elements"] for m in members)
+        rows.append((encoding, str(len(members)), f"{size:,}", f"{8 * size / max(elements, 1):.3f}"))
+    return ("encoding", "matrices", "bytes", "bits_per_weight"), tuple(rows)

@@ -1,0 +1,186 @@
+"""Matrices that a folder stores encoded, whoever wrote it: found by their names on disk, decoded by the reference kernels."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any
+
+import torch
+
+from llmc.errors import CheckpointError
+from llmc.formats.packing import words_per_row
+from llmc.layout import nbytes
+from llmc.safetensors_file import TensorEntry, load
+
+# The tensor that gives an encoding away -> (container, its kernel, all local names)
+MARKS: dict[str, tuple[str, str, tuple[str, ...]]] = {
+    "weight_packed": (
+        "compressed-tensors",
+        "compressed_tensors",
+        ("weight_packed", "weight_scale", "weight_shape", "weight_zero_point"),
+    ),
+    "qweight": ("gptq", "gptq", ("qweight", "qzeros", "scales", "g_idx")),
+    "weight.quant_state.bitsandbytes__nf4": (
+        "bitsandbytes",
+        "bitsandbytes",
+        ("weight", "weight.absmax", "weight.quant_map", "weight.quant_state.bitsandbytes__nf4"),
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Packed:
+    """One encoded matrix on disk.
+
+    Attributes:
+        name: its name without any ending.
+        container: the standard it follows.
+        kernel: the reference decoder, in `llmc.formats.kernels`.
+        parts: local name -> entry.
+        shape: `(out_features, in_features)`.
+        bits, group_size, symmetric: of its codes.
+        dtype: of the decoded values.
+    """
+
+    name: str
+    container: str
+    kernel: str
+    parts: dict[str, TensorEntry]
+    shape: tuple[int, int]
+    bits: int
+    group_size: int | None
+    symmetric: bool
+    dtype: torch.dtype
+
+    @property
+    def stored_bytes(self) -> int:
+        return sum(e.nbytes for e in self.parts.values())
+
+    @property
+    def numel(self) -> int:
+        return self.shape[0] * self.shape[1]
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """Its tensors by local name."""
+        return {name: load(entry) for name, entry in self.parts.items()}
+
+    def decode(self) -> torch.Tensor:
+        """The matrix `[out_features, in_features]`, by the reference kernel.
+
+        Raises CheckpointError when the stored tensors contradict each other.
+        """
+        kernel: Any = import_module(f"llmc.formats.kernels.{self.kernel}")
+        try:
+            values: torch.Tensor = kernel.dequantize(self.tensors(), self.bits)
+        except (RuntimeError, ValueError, IndexError, KeyError, TypeError) as error:
+            raise CheckpointError(f"does not decode: {' '.join(str(error).split())[:200]}", where=self.name) from error
+        if tuple(values.shape) != self.shape:
+            raise CheckpointError(f"decodes to {list(values.shape)}, not {list(self.shape)}", where=self.name)
+        return values
+
+
+def find_packed(entries: Mapping[str, TensorEntry]) -> dict[str, Packed]:
+    """Name of a matrix -> how it is stored, for every encoded matrix among `entries`.
+
+    Raises CheckpointError when an encoding lacks a tensor or its shapes contradict each other.
+    """
+    out = {}
+    for full in entries:
+        for mark in MARKS:
+            if full.endswith("." + mark):
+                name = full.removesuffix("." + mark)
+                out[name] = _packed(name, mark, entries)
+    return out
+
+
+def _packed(name: str, mark: str, entries: Mapping[str, TensorEntry]) -> Packed:
+    container, kernel, locals_ = MARKS[mark]
+    parts = {local: entries[f"{name}.{local}"] for local in locals_ if f"{name}.{local}" in entries}
+    missing = [local for local in locals_ if local not in parts and local != "weight_zero_point"]
+    if missing:
+        raise CheckpointError(f"the encoding lacks {missing[0]}", where=name, fix="download the model again")
+    read = {"compressed-tensors": _compressed_tensors, "gptq": _gptq, "bitsandbytes": _bitsandbytes}[container]
+    try:
+        shape, bits, groups, symmetric, dtype = read(parts)
+    except (ValueError, KeyError, IndexError, ZeroDivisionError) as error:
+        raise CheckpointError(f"the encoding is damaged: {error}", where=name) from error
+    group_size = None if groups == 1 else shape[1] // max(groups, 1)
+    return Packed(name, container, kernel, parts, shape, bits, group_size, symmetric, dtype)
+
+
+Facts = tuple[tuple[int, int], int, int, bool, torch.dtype]
+
+
+def _compressed_tensors(parts: dict[str, TensorEntry]) -> Facts:
+    rows, words = parts["weight_packed"].shape
+    stored = [int(n) for n in load(parts["weight_shape"]).tolist()]
+    if len(stored) != 2 or stored[0] != rows or not 0 < stored[1] <= 16 * words:
+        raise ValueError(f"weight_shape says {stored}, weight_packed has {rows} rows of {words} words")
+    scale = parts["weight_scale"]
+    return (rows, stored[1]), _bits(words, stored[1]), scale.shape[1], "weight_zero_point" not in parts, scale.dtype
+
+
+def _bits(words: int, columns: int) -> int:
+    """The width of codes that take `words` words; padding makes no two widths alike from 32 columns on."""
+    fits = [b for b in (4, 8, 2, 3, 5, 6, 7) if words_per_row(columns, b) == words]
+    if not fits:
+        raise ValueError(f"{words} words do not hold {columns} codes of 2 to 8 bits")
+    return fits[0]
+
+
+def _gptq(parts: dict[str, TensorEntry]) -> Facts:
+    groups, rows = parts["scales"].shape
+    columns = parts["g_idx"].shape[0]
+    bits = parts["qweight"].shape[0] * 32 // columns
+    if not 2 <= bits <= 8:
+        raise ValueError(f"qweight has {parts['qweight'].shape[0]} rows for {columns} columns")
+    zeros = load(parts["qzeros"])
+    middle = (1 << (bits - 1)) - 1
+    first = int(zeros.flatten()[0]) & ((1 << bits) - 1) if zeros.numel() else middle
+    return (rows, columns), bits, groups, first == middle, parts["scales"].dtype
+
+
+def _bitsandbytes(parts: dict[str, TensorEntry]) -> Facts:
+    import json
+
+    state = json.loads(bytes(load(parts["weight.quant_state.bitsandbytes__nf4"]).tolist()))
+    rows, columns = (int(n) for n in state["shape"])
+    if parts["weight"].numel * 2 != rows * columns or rows < 1 or columns < 1:
+        raise ValueError(f"quant_state says {rows} x {columns}, weight has {parts['weight'].numel} bytes")
+    groups = max(1, columns // int(state["blocksize"]))
+    return (rows, columns), 4, groups, True, getattr(torch, str(state["dtype"]))
+
+
+def split(entries: Mapping[str, TensorEntry]) -> tuple[dict[str, Packed], dict[str, TensorEntry]]:
+    """The encoded matrices of a folder and the tensors that stay as they are."""
+    packed = find_packed(entries)
+    used = {e.name for p in packed.values() for e in p.parts.values()}
+    return packed, {name: e for name, e in entries.items() if name not in used}
+
+
+def bits_by_encoding(packed: Mapping[str, Packed]) -> dict[str, float]:
+    """Encoding -> stored bits per weight."""
+    stored: dict[str, int] = defaultdict(int)
+    count: dict[str, int] = defaultdict(int)
+    for p in packed.values():
+        key = describe(p)
+        stored[key] += 8 * p.stored_bytes
+        count[key] += p.numel
+    return {key: stored[key] / count[key] for key in stored}
+
+
+def describe(p: Packed) -> str:
+    """An encoding in words: `int4 g128`, `int8 channel asymmetric`, `nf4 g64`."""
+    kind = "nf" if p.container == "bitsandbytes" else "int"
+    group = "channel" if p.group_size is None else f"g{p.group_size}"
+    return f"{kind}{p.bits} {group}" + ("" if p.symmetric else " asymmetric")
+
+
+def dense_entry(p: Packed, transposed: bool) -> TensorEntry:
+    """The entry that the decoded matrix would have in a plain checkpoint; its file and offsets are those of a part."""
+    first = next(iter(p.parts.values()))
+    shape = (p.shape[1], p.shape[0]) if transposed else p.shape
+    return TensorEntry(f"{p.name}.weight", p.dtype, shape, first.file, 0, nbytes(p.dtype, shape))
