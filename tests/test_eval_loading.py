@@ -47,16 +47,17 @@ def weights(bits: int, group_size: int, symmetric: bool = True) -> dict[str, Any
 def compress(source: Path, out: Path, groups: dict[str, dict[str, Any]]) -> dict[str, torch.Tensor]:
     """Write a pack-quantized folder with the official compressor; returns the decoded weights by module."""
     from compressed_tensors.compressors import BaseCompressor, ModelCompressor
-    from compressed_tensors.quantization import QuantizationConfig, apply_quantization_config
+    from compressed_tensors.quantization import QuantizationConfig, QuantizationStatus, apply_quantization_config
     from compressed_tensors.quantization.utils import calculate_qparams
     from transformers import AutoModelForCausalLM
 
     model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.bfloat16)
     fields = {"config_groups": groups, "ignore": ["lm_head"], "format": "pack-quantized"}
-    config = QuantizationConfig(**fields, quantization_status="initialized")
+    config = QuantizationConfig(**fields, quantization_status=QuantizationStatus.INITIALIZED)
     apply_quantization_config(model, config)
     decoded: dict[str, torch.Tensor] = {}
-    for name, module in model.named_modules():
+    modules: list[tuple[str, Any]] = list(model.named_modules())
+    for name, module in modules:
         scheme = getattr(module, "quantization_scheme", None)
         if scheme is None:
             continue
@@ -65,7 +66,7 @@ def compress(source: Path, out: Path, groups: dict[str, dict[str, Any]]) -> dict
         module.weight_scale.data = scale.to(torch.bfloat16)
         if not scheme.weights.symmetric:
             module.weight_zero_point.data = zero.to(torch.int8)
-        compressor = BaseCompressor.get_value_from_registry("pack-quantized")
+        compressor: Any = BaseCompressor.get_value_from_registry("pack-quantized")
         state = {key: value.detach().clone() for key, value in module.state_dict().items()}
         decoded[name] = compressor.decompress(compressor.compress(state, scheme), scheme)["weight"]
     writer = ModelCompressor(quantization_config=config)

@@ -64,7 +64,7 @@ def test_perplexity_is_that_of_the_usual_strided_loop(
 ) -> None:
     ids = token_ids(tokens)
     total, count = strided_loop(pair[0].model, ids, context, stride)
-    sums = score(pair[0], ids, context=context, stride=stride)
+    sums = score(pair[0], ids=ids, context=context, stride=stride)
     assert sums.tokens.sum() == count
     assert sums.nll.sum() == pytest.approx(total, rel=2e-6)
     assert sums.kl is None
@@ -82,7 +82,7 @@ def test_every_token_with_a_predecessor_is_scored_once(context: int, stride: int
 @pytest.mark.parametrize(("context", "stride"), [(32, 32), (32, 20)])
 def test_kl_and_agreement_equal_a_float64_oracle(pair: tuple[Scored, Scored], context: int, stride: int) -> None:
     ids = token_ids(150)
-    sums = score(pair[0], ids, context=context, stride=stride, original=pair[1])
+    sums = score(*pair, ids=ids, context=context, stride=stride)
     assert sums.kl is not None and sums.agree is not None and sums.original_nll is not None
     for i, window in enumerate(windows(len(ids), context, stride)):
         with torch.no_grad():
@@ -99,7 +99,7 @@ def test_kl_and_agreement_equal_a_float64_oracle(pair: tuple[Scored, Scored], co
 
 
 def test_a_model_compared_with_itself_loses_nothing(pair: tuple[Scored, Scored]) -> None:
-    sums = score(pair[1], token_ids(100), context=32, stride=32, original=pair[1])
+    sums = score(pair[1], pair[1], ids=token_ids(100), context=32, stride=32)
     assert sums.kl is not None and sums.agree is not None and sums.original_nll is not None
     assert not sums.kl.any()
     assert (sums.agree == sums.tokens).all() and (sums.nll == sums.original_nll).all()
@@ -109,7 +109,7 @@ def test_sums_depend_neither_on_batches_nor_on_chunks(
     pair: tuple[Scored, Scored], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def run() -> metrics.WindowSums:
-        return score(pair[0], token_ids(300), context=40, stride=25, original=pair[1])
+        return score(*pair, ids=token_ids(300), context=40, stride=25)
 
     whole = run()
     monkeypatch.setattr(metrics, "BATCH_TOKENS", 1)
@@ -139,7 +139,7 @@ def test_a_batch_stays_small_however_long_the_text() -> None:
     model = Recording(torch.zeros(VOCABULARY, VOCABULARY))
     seen: list[tuple[str, float, float]] = []
     sums = score(
-        Scored("m", model), token_ids(50_000), context=100, stride=100, progress=lambda *args: seen.append(args)
+        Scored("m", model), ids=token_ids(50_000), context=100, stride=100, progress=lambda *args: seen.append(args)
     )
     assert max(model.given) <= metrics.BATCH_TOKENS
     assert seen[-1] == ("evaluate", 50_000, 50_000)
@@ -160,7 +160,7 @@ def test_logits_that_are_not_finite_name_the_window_and_the_model() -> None:
     ids[55] = 7
     for candidate, original in ((bad, None), (bad, good), (good, bad)):
         with pytest.raises(LlmcError) as caught:
-            score(candidate, ids, context=20, stride=20, original=original)
+            score(candidate, original, ids=ids, context=20, stride=20)
         assert str(caught.value) == (
             "bad: its logits give no finite loss in window 2 (tokens 40 to 59); "
             "look for NaN, Inf or masked weights with `llmc inspect`, or evaluate with dtype float32"
@@ -170,7 +170,7 @@ def test_logits_that_are_not_finite_name_the_window_and_the_model() -> None:
 def test_vocabularies_of_different_size() -> None:
     one, other = (Scored(f"v{n}", Recording(torch.zeros(VOCABULARY, n))) for n in (256, 320))
     with pytest.raises(LlmcError) as caught:
-        score(one, token_ids(40), context=20, stride=20, original=other)
+        score(one, other, ids=token_ids(40), context=20, stride=20)
     assert str(caught.value) == (
         "v256: its vocabulary has 256 tokens and that of v320 320; compare it with the model it was made from"
     )

@@ -42,8 +42,23 @@ def test_grammar(text: str, gate: tuple[str, str, float, bool]) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["", "kl", "kl < ", "< 1", "kl == 1", "kl = 1", "kl < one", "kl < nan", "kl < inf", "kl < 1 2", "kl < 1 * model"]
-    + ["kl < 1; x", "kl < 1\nkl < 2", "kl. < 1", "1kl < 1", "kl < 1 < 2", "kl <> 1", "kl < 1%%", "kl < 1e9999", "kl < \u0661"],
+    [
+        *[
+            "",
+            "kl",
+            "kl < ",
+            "< 1",
+            "kl == 1",
+            "kl = 1",
+            "kl < one",
+            "kl < nan",
+            "kl < inf",
+            "kl < 1 2",
+            "kl < 1 * model",
+        ],
+        *["kl < 1; x", "kl < 1\nkl < 2", "kl. < 1", "1kl < 1", "kl < 1 < 2", "kl <> 1", "kl < 1%%", "kl < 1e9999"],
+        "kl < \u0661",
+    ],
 )
 def test_what_is_no_gate(text: str) -> None:
     with pytest.raises(RecipeError) as error:
@@ -99,8 +114,8 @@ def test_what_was_not_measured_passes_no_gate(missing: float | None) -> None:
     [
         (
             "speed > 1",
-            "gate 'speed > 1': unknown metric 'speed'; choose one of: perplexity, perplexity_ratio, kl, top1_agreement, "
-            "weight_bytes, original_perplexity, original_weight_bytes",
+            "gate 'speed > 1': unknown metric 'speed'; choose one of: perplexity, perplexity_ratio, kl, "
+            "top1_agreement, weight_bytes, original_perplexity, original_weight_bytes",
         ),
         (
             "tasks.facts > 1",

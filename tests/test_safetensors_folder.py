@@ -133,12 +133,13 @@ def test_index_and_shards_must_agree(sharded: Path) -> None:
 
 def test_an_index_beyond_the_limits(sharded: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(safetensors_file, "LISTED_LIMIT", 2)
-    assert refusal(sharded) == f"{sharded / INDEX}: more than 2 tensors{DAMAGED}"
+    assert refusal(sharded) == f"{sharded / INDEX}: weight_map has more than 2 members{DAMAGED}"
     os.truncate(sharded / INDEX, 100_000_001)
     assert refusal(sharded) == f"{sharded / INDEX}: 100000001 bytes long; the limit of an index is 100000000"
 
 
-def test_things_that_are_no_files_do_not_block(sharded: Path) -> None:
+def test_things_that_are_no_files_do_not_block(sharded: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(sharded)  # the address of a socket is short
     expected = "where a regular file is expected"
     for name in (TWO, INDEX):
         path = sharded / name
@@ -150,7 +151,7 @@ def test_things_that_are_no_files_do_not_block(sharded: Path) -> None:
         assert refusal(sharded) == f"{path}: a folder {expected}"
         path.rmdir()
         with socket.socket(socket.AF_UNIX) as unix:
-            unix.bind(os.path.relpath(path))
+            unix.bind(name)
             assert refusal(sharded) == f"{path}: a socket {expected}"
         path.unlink()
         path.symlink_to("/dev/zero")
@@ -240,7 +241,7 @@ CODE = (
 )
 
 
-@pytest.mark.parametrize("names", [["pytorch_model.bin"], ["pytorch_model-1.bin", "pytorch_model-2.bin"], ["m.pth"]])
+@pytest.mark.parametrize("names", [["pytorch_model.bin"], ["pytorch_model-1.bin", "pytorch_model-2.bin"]])
 def test_pickles_are_refused_with_a_command_that_converts_them(names: list[str], tmp_path: Path) -> None:
     folder = tmp_path / "my model's"
     folder.mkdir()

@@ -14,9 +14,9 @@ if TYPE_CHECKING:
     from llmc.checkpoint import Checkpoint as Checkpoint
     from llmc.eval import evaluate as evaluate
     from llmc.exporting import export as export
-    from llmc.hub import push as push
     from llmc.inspection import inspect as inspect
     from llmc.pipeline import plan as plan
+    from llmc.pipeline import push as push
     from llmc.pipeline import quantize as quantize
     from llmc.pipeline import run as run
     from llmc.recipe import method_table as method_table
@@ -32,7 +32,7 @@ _PUBLIC = {
     "inspect": "llmc.inspection",
     "method_table": "llmc.recipe",
     "plan": "llmc.pipeline",
-    "push": "llmc.hub",
+    "push": "llmc.pipeline",
     "quantize": "llmc.pipeline",
     "recipe_names": "llmc.recipe",
     "run": "llmc.pipeline",

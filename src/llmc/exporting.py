@@ -130,7 +130,9 @@ def _write(
             tensors |= stored.tensors[""]
             row = {**stored.row, "decoded": stored.row["decoded"][container.name]}
         old = before.get(name, {})
-        row["snr_db"] = old.get("snr_db") if old.get("decoded") == row["decoded"] else None
+        row.pop("snr_db", None)  # measured against the decoded values here, not against the original
+        if old.get("decoded") == row["decoded"]:
+            row["snr_db"] = old["snr_db"]
         report.append({**row, "method": old.get("method", "unknown"), "notes": old.get("notes", {})})
     return Unit("export", {"": tensors}, report)
 

@@ -9,6 +9,7 @@ A metric is a key of the JSON of `llmc eval`; `a.b` is key `b` of the section `a
 
 from __future__ import annotations
 
+import math
 import operator
 import re
 from collections.abc import Mapping, Sequence
@@ -70,9 +71,9 @@ def parse_gate(text: str) -> Gate:
         RecipeError: it is not one.
     """
     match = GRAMMAR.fullmatch(text)
-    if match is None:
+    number = float(match["number"]) / (100 if match["percent"] else 1) if match else math.inf
+    if match is None or not math.isfinite(number):
         raise RecipeError(f"cannot read gate {text!r}", fix=EXAMPLE)
-    number = float(match["number"]) / (100 if match["percent"] else 1)
     return Gate(text, match["metric"], match["op"], number, match["relative"] is not None)
 
 

@@ -20,9 +20,9 @@ from llmc.errors import CheckpointError, LlmcError, NetworkError, StorageError, 
 from llmc.structure import Progress, Table, silent
 
 ALLOWED = ["*.safetensors", "*.json", "*.jinja", "tokenizer*", "*.model", "*.tiktoken", "*.spm", "*.txt"]
-ALLOWED += ["README.md", "SHA256SUMS", "[Ll][Ii][Cc][Ee][Nn][SsCc][Ee]*", "[Nn][Oo][Tt][Ii][Cc][Ee]*"]
+ALLOWED += ["kernel/*", "README.md", "SHA256SUMS", "[Ll][Ii][Cc][Ee][Nn][SsCc][Ee]*", "[Nn][Oo][Tt][Ii][Cc][Ee]*"]
 # A second copy of the weights in the maker's own layout, or of another model kept in a subfolder.
-REFUSED = ["consolidated*.safetensors", "*/*.safetensors", "*.py", "*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl"]
+REFUSED = ["consolidated*.safetensors", "*/*.safetensors", "tokenizer*.py", "*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl"]
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 WEIGHTS = re.compile(r"[^/]*\.safetensors(\.index\.json)?")  # at the top of a repository: what a loader would pick up
 JUNK = re.compile(r"(^|/)(\.|__pycache__/)|\.(pyc|tmp|lock|swp)$|~$|\.llmc-partial(/|$)")

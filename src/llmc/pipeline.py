@@ -1,10 +1,10 @@
-"""The verbs that make artifacts: `plan`, `quantize`, `run`. The order of the stages; nothing else."""
+"""The verbs that make artifacts: `plan`, `quantize`, `run`, `push`. The order of the stages; nothing else."""
 
 from __future__ import annotations
 
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +14,13 @@ from llmc.errors import GateError, UsageError
 from llmc.execution import Written, execute
 from llmc.finishing import complete_folder, folder_summary
 from llmc.gates import GateResult, check_gates
+from llmc.hub import PushResult
 from llmc.hub import push as push_to_hub
 from llmc.hub import resolve_model as fetch_model
 from llmc.planning import Job, PlanResult, describe, prepare
 from llmc.recipe import Recipe, from_options, load_recipe, resolve_model, resolve_text, to_yaml
 from llmc.structure import Progress, Table
+from llmc.verification import require_verified
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,14 @@ class RunResult:
     evaluation: dict[str, Any] = field(default_factory=dict)
     gates: tuple[GateResult, ...] = ()
     pushed: str | None = None
+
+    @property
+    def failure(self) -> GateError | None:
+        """The error that failed gates amount to; the artifact is complete all the same."""
+        failed = [f"gate {g.text!r} failed at {g.value:.6g}" for g in self.gates if not g.passed]
+        if not failed:
+            return None
+        return GateError("; ".join(failed), where=self.out.name, fix="use more bits or a weaker gate")
 
     def to_json(self) -> dict[str, Any]:
         document: dict[str, Any] = {"out": str(self.out), "folders": self.folders, "notes": list(self.notes)}
@@ -138,9 +148,10 @@ def run(
         overrides: `path=value`, as in `stages.0.bits=3`.
         dry_run: check everything, return the plan, write nothing.
 
+    A failed gate does not raise: it is the result's `failure`. The artifact is complete then, and nothing is pushed.
+
     Raises:
         RecipeError: naming file, line and stage.
-        GateError: a gate failed; the artifact is in place and complete, nothing was pushed.
     """
     resolved = load_recipe(recipe, overrides)
     job = prepare(resolved, _open(resolved, token))
@@ -174,13 +185,8 @@ def _carry_out(
 
     execute(job, out, fresh=fresh, force=force, progress=progress, finish=finish)
     result = results[0]
-    failed = [g for g in result.gates if not g.passed]
-    if failed:
-        raise GateError(
-            "; ".join(f"gate {g.text!r} failed at {g.value:.6g}" for g in failed),
-            where=out.name,
-            fix="the artifact is complete; use more bits or a weaker gate",
-        )
+    if result.failure is not None:
+        return result
     return _push(job, result, token, progress)
 
 
@@ -231,11 +237,12 @@ def _push(job: Job, result: RunResult, token: str | None, progress: Progress | N
     options = job.recipe.push
     if options is None:
         return result
-    from llmc.verification import require_verified
+    if len(job.containers) > 1:
+        raise UsageError("push takes one folder", where="push", fix="give one format, or push each folder by llmc push")
+    push(result.out, options.repo, public=options.public, token=token, progress=progress)
+    return replace(result, pushed=options.repo)
 
-    for name in job.containers:
-        folder = result.out / job.folder_of(name)
-        push_to_hub(folder, options.repo, public=options.public, token=token, verify=require_verified, progress=progress)
-    return RunResult(
-        result.out, result.folders, result.notes, result.evaluation, result.gates, pushed=options.repo
-    )
+
+def push(folder: str | Path, repo: str, **options: Any) -> PushResult:
+    """Verify an artifact, then upload it in one commit; see `llmc.hub.push` for the options."""
+    return push_to_hub(folder, repo, verify=require_verified, **options)

@@ -128,7 +128,7 @@ class Recipe:
     """
 
     model: str
-    stages: tuple[Stage, ...] = field(metadata={"parse": _parse_stages})
+    stages: tuple[Stage, ...] = field(metadata={"parse": _parse_stages, "example": "[{method: rtn}]"})
     out: str | None = None
     revision: str | None = None
     calibration: CalibrationOptions | None = None

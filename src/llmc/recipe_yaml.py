@@ -17,9 +17,10 @@ import yaml
 from llmc.errors import RecipeError, StorageError
 from llmc.registry import suggest
 
-MAX_BYTES = 256 << 10
+MAX_BYTES = 128 << 10
 MAX_DEPTH = 16
 SUFFIXES = (".yaml", ".yml")
+ALIAS = "an alias; put text that begins with * in quotes"
 CORE = {
     "null": r"~|null|Null|NULL|",
     "bool": r"true|True|TRUE|false|False|FALSE",
@@ -113,7 +114,8 @@ def read_yaml(text: str, name: str, line: bool = True) -> Node:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         where = f"{name}:{mark.line + 1}" if mark and line else name
-        raise RecipeError(f"not YAML that recipes can use: {error.problem or error.context}", where=where) from error
+        problem = ALIAS if "alias" in (error.context or "") else error.problem or error.context
+        raise RecipeError(f"not YAML that recipes can use: {problem}", where=where) from error
     except yaml.YAMLError as error:  # a character that YAML does not allow
         reason = getattr(error, "reason", "unreadable")
         raise RecipeError(f"not YAML that recipes can use: {reason}", where=name) from error
@@ -190,7 +192,7 @@ class _Loader(yaml.SafeLoader):
         elif getattr(event, "tag", None) is not None:
             problem = "a tag (!)"
         elif self.check_event(yaml.AliasEvent):
-            problem = "an alias; put text that begins with * in quotes"
+            problem = ALIAS
         if problem:
             raise yaml.MarkedYAMLError(problem=problem, problem_mark=event.start_mark)
         self.depth += 1

@@ -25,7 +25,8 @@ __all__ = ["SafetensorsFile", "TensorEntry", "load", "load_rows", "read_file", "
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
-LISTED_LIMIT = 1 << 20  # tensors per index
+INDEX_LIMIT = 64  # members of an index: usually metadata and weight_map
+LISTED_LIMIT = 1 << 20  # members of its weight_map
 
 _QUIET = "start again on files that nobody writes to"
 _MISMATCH = "index and shards are not of one model: download both again"
@@ -232,7 +233,7 @@ def _weight_map(document: Document) -> dict[str, str]:
     if not document.is_object(opening):
         raise RefusedError("index is not a JSON object")
     listed: dict[str, str] | None = None
-    for key, start, stop in document.members(opening, len(data)):
+    for key, start, stop in document.members(opening, len(data), INDEX_LIMIT):
         if key != "weight_map":
             document.value(start, stop)
         elif listed is not None:
@@ -240,7 +241,7 @@ def _weight_map(document: Document) -> dict[str, str]:
         elif not document.is_object(start):
             raise RefusedError("weight_map is not an object of tensor and file names")
         else:
-            listed = _listed(document, start, stop)
+            listed = _listed(Document(data, "weight_map"), start, stop)
     if not listed:
         raise RefusedError("index has no weight_map, or an empty one")
     return listed
@@ -248,7 +249,7 @@ def _weight_map(document: Document) -> dict[str, str]:
 
 def _listed(document: Document, start: int, stop: int) -> dict[str, str]:
     listed: dict[str, str] = {}
-    for name, first, last in document.members(start, stop):
+    for name, first, last in document.members(start, stop, LISTED_LIMIT):
         if name in listed:
             raise RefusedError(f"tensor {short(name)}: listed twice in the weight_map")
         if document.data[first] != ord('"'):
@@ -259,8 +260,6 @@ def _listed(document: Document, start: int, stop: int) -> dict[str, str]:
             raise RefusedError(
                 message + " in the folder", "a weight_map must not lead elsewhere: do not trust this model"
             )
-        if len(listed) == LISTED_LIMIT:
-            raise RefusedError(f"more than {LISTED_LIMIT} tensors")
         listed[name] = shard
     return listed
 

@@ -20,8 +20,8 @@ from llmc.errors import UnsupportedError
 from llmc.strict_json import Document, RefusedError, short
 
 HEADER_LIMIT = 100_000_000  # bytes: the format's own
-TENSOR_LIMIT = 1 << 18
-METADATA_LIMIT = 1 << 24  # bytes
+TENSOR_LIMIT = 1 << 18  # members of one header
+METADATA_LIMIT = 1 << 24  # bytes, in at most TENSOR_LIMIT strings
 SIZE_LIMIT = 1 << 63  # torch counts in int64
 METADATA = "__metadata__"
 
@@ -98,14 +98,12 @@ def parse_header(data: bytearray, path: Path, stamp: tuple[int, int]) -> tuple[d
     base = 8 + len(data)
     entries: dict[str, TensorEntry] = {}
     metadata: dict[str, str] | None = None
-    for name, start, stop in document.members(0, len(data)):
+    for name, start, stop in document.members(0, len(data), TENSOR_LIMIT):
         if name in entries or (name == METADATA and metadata is not None):
             raise RefusedError(f"tensor {short(name)}: listed twice in the header")
         if name == METADATA:
             metadata = _metadata(Document(data, METADATA), start, stop)
             continue
-        if len(entries) == TENSOR_LIMIT:
-            raise RefusedError(f"more than {TENSOR_LIMIT} tensors", "split the file into shards")
         try:
             dtype, shape, first, last = _described(document.value(start, stop))
         except RefusedError as error:
@@ -119,7 +117,7 @@ def _metadata(document: Document, start: int, stop: int) -> dict[str, str]:
     if not document.is_object(start) or stop - start > METADATA_LIMIT:
         raise RefusedError(f"{METADATA} is not an object of at most {METADATA_LIMIT} bytes")
     pairs: dict[str, str] = {}
-    for key, first, last in document.members(start, stop):
+    for key, first, last in document.members(start, stop, TENSOR_LIMIT):
         if key in pairs:
             raise RefusedError(f"{METADATA}: {short(key)} is listed twice")
         if document.data[first] != ord('"'):

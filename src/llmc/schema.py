@@ -3,6 +3,7 @@
 Metadata of a field, besides `choices`, `least` and `most` of `llmc.compressors.options`:
     parse: `(node, place) -> value`, in place of reading by type.
     check: `(item) -> None`, raises InputError; called for the value, or for each item of a list.
+    example: what to write, for the message that it is missing.
 """
 
 from __future__ import annotations
@@ -58,12 +59,12 @@ def build(cls: type[Any], node: Node, place: Place = Place(), **ready: Any) -> A
     for key, child in node.value.items():
         if key not in fields:
             raise RecipeError(f"unknown key {key!r}", where=place.at(child), fix=suggest(key, list(fields)))
+    for name, field in fields.items():
+        if name not in node.value and field.default is MISSING and field.default_factory is MISSING:
+            fix = f"add it, or give --set {place.path}{name}={field.metadata.get('example', name.upper())}"
+            raise RecipeError(f"missing key {name!r}", where=place.at(node), fix=fix)
     types_of = typing.get_type_hints(cls)
     values = {key: _field(fields[key], types_of[key], child, place) for key, child in node.value.items()}
-    for name, field in fields.items():
-        if name not in values and field.default is MISSING and field.default_factory is MISSING:
-            fix = f"add it, or give --set {place.path}{name}={name.upper()}"
-            raise RecipeError(f"missing key {name!r}", where=place.at(node), fix=fix)
     try:
         return cls(**values, **ready)
     except InputError as error:

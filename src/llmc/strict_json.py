@@ -1,7 +1,7 @@
 """JSON from strangers, taken apart one member at a time.
 
 `json.loads` of a hostile 100 MB document takes gigabytes, or the whole stack; here nothing is built of a value before
-its extent is known, so a document costs little more than its own size.
+its extent is known, and members are counted, so a document costs little more than its own size.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-VALUE_LIMIT = 1 << 20  # bytes of one name, or of one value parsed at once
+VALUE_LIMIT = 1 << 18  # bytes of one name, of one nested value, or of one value parsed at once
 DEPTH_LIMIT = 32
 
 # Possessive: a failed match never backtracks, so each costs one pass.
@@ -49,12 +49,12 @@ class Document:
         except UnicodeDecodeError:
             raise RefusedError(f"{self.what} is not UTF-8") from None
 
-    def members(self, start: int, stop: int) -> Iterator[tuple[str, int, int]]:
-        """`(key, start, stop of its value)` of the object that is `data[start:stop]`, in order.
+    def members(self, start: int, stop: int, limit: int) -> Iterator[tuple[str, int, int]]:
+        """`(key, start, stop of its value)` of the object that is `data[start:stop]`, in order, at most `limit`.
 
         Nothing but blanks may follow the object. The caller looks for repeated keys, and at the values.
         """
-        at = start + 1
+        at, count = start + 1, 0
         blank = _BLANK.match(self.data, at, stop)
         if blank and self.data.startswith(b"}", blank.end()):
             at, more = blank.end() + 1, False
@@ -64,6 +64,9 @@ class Document:
             key = _KEY.match(self.data, at, stop)
             if key is None:
                 raise self._broken(at)
+            count += 1
+            if count > limit:
+                raise RefusedError(f"{self.what} has more than {limit} members")
             end = self._value_end(key.end(), stop)
             yield self.string(*key.span(1)), key.end(), end
             after = _NEXT.match(self.data, end, stop)
@@ -81,7 +84,7 @@ class Document:
         if stop - start > VALUE_LIMIT:
             raise RefusedError(f"a value of {stop - start} bytes in the {self.what}, at most {VALUE_LIMIT} are allowed")
         try:
-            return json.loads(self.data[start:stop].decode(), object_pairs_hook=_unique)
+            return _PARSER.decode(self.data[start:stop].decode())
         except (ValueError, RecursionError):
             raise self._broken(start) from None
 
@@ -93,7 +96,7 @@ class Document:
             text = json.loads(self.data[start:stop].decode())
         except (ValueError, RecursionError):
             raise self._broken(start) from None
-        if not isinstance(text, str) or any("\ud800" <= c <= "\udfff" for c in text):
+        if not isinstance(text, str) or not (text.isascii() or _whole(text)):
             raise RefusedError(f"{self.what} is not JSON with a string at byte {start}")
         return text
 
@@ -103,7 +106,7 @@ class Document:
         if flat:
             return flat.end()
         depth = 0
-        for piece in _PIECE.finditer(self.data, start, stop):
+        for piece in _PIECE.finditer(self.data, start, min(stop, start + VALUE_LIMIT)):
             byte = self.data[piece.start()]
             if byte == ord('"') and piece.end() - piece.start() == 1:
                 break
@@ -123,6 +126,14 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(fields) != len(pairs):
         raise RefusedError("a field is listed twice")
     return fields
+
+
+def _whole(text: str) -> bool:
+    """Whether `text` is free of halves of surrogate pairs."""
+    return not any("\ud800" <= c <= "\udfff" for c in text)
+
+
+_PARSER = json.JSONDecoder(object_pairs_hook=_unique)
 
 
 def short(text: str) -> str:

@@ -44,6 +44,14 @@ class Verification:
     def ok(self) -> bool:
         return not self.problems
 
+    @property
+    def failure(self) -> VerifyError | None:
+        """The error that the problems amount to."""
+        if self.ok:
+            return None
+        more = f" and {len(self.problems) - 1} more" if len(self.problems) > 1 else ""
+        return VerifyError(self.problems[0] + more, where=self.name, fix="write or download the artifact again")
+
     def to_json(self) -> dict[str, Any]:
         return {
             "name": self.name,
@@ -99,9 +107,9 @@ def verify(folder: str | Path, against: str | Path | None = None, *, progress: P
 
 def require_verified(folder: Path) -> None:
     """Raise VerifyError naming the first problem of an artifact."""
-    result = verify(folder)
-    if not result.ok:
-        raise VerifyError(result.problems[0], where=result.name, fix="write the artifact again")
+    failure = verify(folder).failure
+    if failure is not None:
+        raise failure
 
 
 def _check_sums(path: Path, progress: Progress) -> tuple[list[str], list[str]]:
@@ -217,7 +225,7 @@ def _check_against(path: Path, original: Path, manifest: dict[str, Any]) -> list
             problems.append(f"target {row['target']}: not in {original.name}")
             continue
         snr = signal_to_noise(checkpoint.matrix(targets[row["tensor"]]), _decoded(row, entries, packed))
-        if not _close(snr, row["snr_db"]):
+        if "snr_db" in row and not _close(snr, row["snr_db"]):
             problems.append(f"target {row['target']}: SNR {snr} dB, reported {row['snr_db']}")
     encoded = {row["tensor"] for row in manifest.get("targets", [])}
     for name in checkpoint.stored:

@@ -1,14 +1,15 @@
 """GPTQ (Frantar et al. 2022, arXiv 2210.17323): round column by column, each error made good by the columns to come.
 
-With H = V V^T, V upper triangular, the error of a row e = w - q is |e V|^2. Once columns 1..j are rounded, the columns
-still to come do best at w + e V[:j, j:] U, U = V^-1 (upper, so only its blocks on the diagonal are needed), and rounding
-column j then costs ((w_j - q_j) V_jj)^2. This is the paper's update, U being its Cholesky factor of H^-1, without the
-inverse, and it reads the errors instead of rewriting the weights: one matrix product per *slab* of columns.
+With H = V V^T, V upper triangular, the error e = w - q of a row costs |e V|^2. Once the columns before a are rounded,
+those of a *slab* [a, b) do best at w + e V[:a, a:b] U, U the inverse of V[a:b, a:b]; rounding column j then costs
+((w_j - q_j) V_jj)^2. This is the paper's update (V^-1 is its Cholesky factor of H^-1) without the inverse of H, and it
+reads the errors instead of rewriting the weights: one matrix product per slab.
 Left out: act_order whose groups follow the permuted order (it needs an index per column in storage).
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, ClassVar
@@ -21,9 +22,11 @@ from llmc.compressors.options import GridOptions, check_groups, option
 from llmc.compressors.parallel import ordered_map, row_tiles, run_single
 from llmc.compressors.rtn import round_to_nearest
 from llmc.formats.encoded import Encoded, Grid, Params, Plane
+from llmc.formats.int_grid import IntGrid
 from llmc.structure import Context
 
-ROWS = 2048  # rows worked on at once: long columns make the Python between two products cheap
+ROWS = 3072  # rows worked on at once: long columns make the Python between two products cheap ...
+TILE = 1 << 23  # ... but no more weights than this
 FIT = 1 << 17  # weights whose params are fitted at once
 MICRO = 16  # columns rounded one by one before a product updates the rest of the slab
 RAISES = 3  # times damping is raised tenfold
@@ -45,8 +48,8 @@ class Gptq(GridOptions):
     def __call__(self, weight: torch.Tensor, stats: dict[str, Any], context: Context) -> Encoded:
         """Compress `weight: [out_features, in_features]` under `stats["hessian"]`.
 
-        Notes `relative_error` = tr(E H E^T) / tr(W H W^T), E = W - dequantized (a list when `context.parts` is set), and
-        where it happened: `dead_columns`, `damping_steps` with `damping`, `uncalibrated`, `fallback`.
+        Notes `relative_error` = tr(E H E^T) / tr(W H W^T), E = W - dequantized (a list when `context.parts` is set),
+        and where it happened: `dead_columns`, `damping_steps` with `damping`, `uncalibrated`, `fallback`.
 
         Raises:
             UsageError: the group size does not divide the columns, or the grid cannot be had.
@@ -81,50 +84,49 @@ class Gptq(GridOptions):
                 context.note("damping_steps", step)
                 context.note("damping", damping)
             width = _slab_width(self.slab, self.group_size, self.act_order)
-            return _Problem(V, _diagonal_inverses(V, width), diagonal, dead, damping * mean, order, width)
+            return _Problem(_slabs(V, width), diagonal, dead, damping * mean, order)
         return None
 
 
 @dataclass(frozen=True)
-class _Problem:
-    """What all rows share. `order[i]` is the column worked on at step i (None: i); V, U and slabs are in that order.
+class _Slab:
+    """Columns `[start, stop)` in the order of work.
 
     Attributes:
-        V: upper triangular, V V^T = H + damp.
-        U: the inverses of V's diagonal blocks, one per slab.
-        diagonal: diag(H), natural order.
-        dead: columns that were never active, natural order.
-        damp: what was added to the diagonal.
-        order: see above.
-        width: columns of a slab.
+        V: `[stop, stop - start]`, their part of V, zero below its diagonal.
+        U: the inverse of the square at its end.
+        unit: U, each row divided by its diagonal element.
     """
 
+    start: int
+    stop: int
     V: torch.Tensor
-    U: list[torch.Tensor]
+    U: torch.Tensor
+    unit: torch.Tensor
+
+
+@dataclass(frozen=True)
+class _Problem:
+    """What all rows share: V V^T = H + damp, cut into slabs; `diagonal` of H and `dead` columns in natural order.
+
+    `order[i]` is the column worked on at step i; None: i.
+    """
+
+    slabs: list[_Slab]
     diagonal: torch.Tensor
     dead: torch.Tensor
     damp: float
     order: torch.Tensor | None
-    width: int
 
 
-@dataclass
-class _Tile:
-    """Some rows, transposed, in the order of work: a column is contiguous.
+@dataclass(frozen=True)
+class _Group:
+    """Params of one group of columns, and how to round under them: see `IntGrid.nearest`."""
 
-    Attributes:
-        W: the weights `[columns, rows]`.
-        E: their errors so far.
-        codes: `uint8 [columns, rows]`.
-        groups: params by group, natural order; empty until fitted.
-        error: sum of squared errors under V, `[rows]`.
-    """
-
-    W: torch.Tensor
-    E: torch.Tensor
-    codes: torch.Tensor
-    groups: list[Params]
-    error: torch.Tensor
+    params: Params
+    scale: torch.Tensor
+    divisor: torch.Tensor
+    nearest: Callable[[torch.Tensor, torch.Tensor], object]
 
 
 def _solve(weight: torch.Tensor, grid: Grid, problem: _Problem, context: Context) -> Encoded:
@@ -133,87 +135,115 @@ def _solve(weight: torch.Tensor, grid: Grid, problem: _Problem, context: Context
 
     def work(bounds: tuple[int, int]) -> tuple[Params, torch.Tensor, torch.Tensor]:
         a, b = bounds
-        W = weight[a:b].to(context.device, context.compute_dtype).t().contiguous()
-        tile, energy = _solve_tile(W, grid, problem, weight.dtype)
-        natural = tile.codes if problem.order is None else tile.codes[torch.argsort(problem.order)]
-        codes[a:b] = natural.t()
-        params = {k: torch.cat([g[k] for g in tile.groups], dim=1).cpu() for k in tile.groups[0]}
-        return params, tile.error.cpu(), energy.cpu()
+        W = weight[a:b].to(context.device, context.compute_dtype, copy=True)
+        W[:, problem.dead] = 0
+        energy = _energy(W, problem)
+        groups, error = _quantize(W, grid, problem, weight.dtype)
+        params = {k: torch.cat([g.params[k] for g in groups], dim=1) for k in groups[0].params}
+        levels = W.view(b - a, len(groups), -1)
+        codes[a:b] = grid.round(levels, {k: v.unsqueeze(-1) for k, v in _unit(params).items()}).view(b - a, columns)
+        return {k: v.cpu() for k, v in params.items()}, error.cpu(), energy.cpu()
 
-    done = list(ordered_map(work, row_tiles(rows, ROWS), context.workers))
+    done = list(ordered_map(work, row_tiles(rows, min(ROWS, TILE // columns)), context.workers))
     params = {k: torch.cat([part[0][k] for part in done]) for k in done[0][0]}
-    error, energy = (torch.cat([part[i] for part in done]).double() for i in (1, 2))
     sizes = list(context.parts) or [rows]
-    ratios = [
-        float(e.sum() / w.sum().clamp(min=1e-300)) for e, w in zip(error.split(sizes), energy.split(sizes), strict=True)
-    ]
+    error, energy = (torch.cat([part[i] for part in done]).double().split(sizes) for i in (1, 2))
+    ratios = [float(e.sum() / w.sum().clamp(min=1e-300)) for e, w in zip(error, energy, strict=True)]
     context.note("relative_error", ratios if context.parts else ratios[0])
     return Encoded(grid, {"codes": Plane(codes, grid.alphabet)}, params, (rows, columns), weight.dtype)
 
 
-def _solve_tile(W: torch.Tensor, grid: Grid, problem: _Problem, dtype: torch.dtype) -> tuple[_Tile, torch.Tensor]:
-    """Quantize `W: [columns, rows]`, natural order, overwritten. Also returns diag(W H W^T) `[rows]`."""
-    columns, rows = W.shape
-    W[problem.dead] = 0
-    group = grid.group_size or columns
-    static = problem.order is not None or group == columns
-    groups: list[Params] = []
-    if static:
-        groups = [_fit(W[g : g + group], grid, problem.diagonal[g : g + group]) for g in range(0, columns, group)]
-    if problem.order is not None:
-        W = W[problem.order]
-    tile = _Tile(
-        W,
-        torch.empty_like(W),
-        torch.empty(columns, rows, dtype=torch.uint8, device=W.device),
-        groups,
-        W.new_zeros(rows),
-    )
-    energy = -problem.damp * W.square().sum(0)
-    for a in range(0, columns, problem.width):
-        b = min(a + problem.width, columns)
-        panel = problem.V[:b, a:b].clone()
-        panel[a:].triu_()
-        energy += (panel.t() @ W[:b]).square_().sum(0)
-        _solve_slab(tile, a, b, grid, problem, dtype)
-    tile.error -= problem.damp * tile.E.square().sum(0)
-    return tile, energy
+def _energy(W: torch.Tensor, problem: _Problem) -> torch.Tensor:
+    """diag(W H W^T) of `W: [rows, columns]`, natural order."""
+    energy = -problem.damp * W.square().sum(1)
+    W = W if problem.order is None else W[:, problem.order]
+    for slab in problem.slabs:
+        energy += (W[:, : slab.stop] @ slab.V).square_().sum(1)
+    return energy
 
 
-def _solve_slab(tile: _Tile, a: int, b: int, grid: Grid, problem: _Problem, dtype: torch.dtype) -> None:
-    """Quantize columns `[a, b)` in the order of work, given the errors of those before."""
-    U = problem.U[a // problem.width]
-    diagonal = problem.V[a:b, a:b].diagonal().tolist()
-    natural = range(a, b) if problem.order is None else problem.order[a:b].tolist()
-    group = grid.group_size or tile.W.shape[0]
-    R = tile.W[a:b].clone()  # the weights updated for the errors so far, then the values chosen
-    if a:
-        R.addmm_(U.t(), problem.V[:a, a:b].t() @ tile.E[:a])
-    err = torch.empty_like(R)
-    cuts = sorted({*range(0, b - a, MICRO), *range(0, b - a, group), b - a})
-    for m, n in pairwise(cuts):
-        if len(tile.groups) * group == a + m:
-            tile.groups.append(_fit(R[m : m + group], grid, problem.diagonal[a + m : a + m + group]))
+def _quantize(W: torch.Tensor, grid: Grid, problem: _Problem, dtype: torch.dtype) -> tuple[list[_Group], torch.Tensor]:
+    """Replace `W: [rows, columns]` by levels: grid values in multiples of the scale.
+
+    Returns the groups and diag(E H E^T), E the error after rounding values to `dtype`.
+    """
+    columns, order = W.shape[1], problem.order
+    size = grid.group_size or columns
+    groups: list[_Group] = []
+    if order is not None or size == columns:
+        parts = zip(W.split(size, 1), problem.diagonal.split(size), strict=True)
+        groups = [_fit(grid, values, importance) for values, importance in parts]
+    work = W if order is None else W[:, order]
+    E = torch.empty_like(work)
+    error = W.new_zeros(W.shape[0])
+    for slab in problem.slabs:
+        a, b = slab.start, slab.stop
+        carried = E[:, :a] @ slab.V[:a]
+        R = (work[:, a:b] + carried @ slab.U).t().contiguous()
+        members = [i // size for i in (range(a, b) if order is None else order[a:b].tolist())]
+        levels, values = _round_slab(R, grid, slab, groups, members, problem.diagonal, dtype)
+        torch.sub(work[:, a:b], values.t(), out=E[:, a:b])
+        work[:, a:b] = levels.t()
+        error += carried.addmm_(E[:, a:b], slab.V[a:]).square_().sum(1)
+    error -= problem.damp * E.square().sum(1)
+    if order is not None:
+        W[:, order] = work
+    return groups, error
+
+
+def _round_slab(
+    R: torch.Tensor,
+    grid: Grid,
+    slab: _Slab,
+    groups: list[_Group],
+    members: list[int],
+    diagonal: torch.Tensor,
+    dtype: torch.dtype,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Levels and values `[columns, rows]` for the running weights `R` of a slab (transposed: a column is contiguous).
+
+    `members[j]` is the group of column j; groups not there yet are fitted when their first column is reached.
+    """
+    width, size = R.shape[0], grid.group_size or R.shape[0]
+    levels, values, D = torch.empty_like(R), torch.empty_like(R), torch.empty_like(R)
+    running, level, value, error = R.unbind(), levels.unbind(), values.unbind(), D.unbind()
+    units, stored = torch.empty_like(R[0]), torch.empty_like(R[0], dtype=dtype)
+    for m, n in pairwise(sorted({*range(0, width, MICRO), *range(0, width, size), width})):
+        if members[m] == len(groups):
+            at = slab.start + m
+            groups.append(_fit(grid, R[m : m + size].t(), diagonal[at : at + size]))
         for j in range(m, n):
-            column = R[j].addmv_(err[m:j].t(), U[m:j, j], alpha=-1) if j > m else R[j]
-            params = tile.groups[natural[j] // group]
-            code = grid.round(column.unsqueeze(-1), params)
-            tile.codes[a + j] = code.squeeze(-1)
-            value = grid.value(code, params).squeeze(-1).to(dtype).to(R.dtype)
-            torch.sub(column, value, out=err[j]).mul_(diagonal[j])
-            R[j] = value
-        R[n:].addmm_(U[m:n, n:].t(), err[m:n], alpha=-1)
-    torch.sub(tile.W[a:b], R, out=tile.E[a:b])
-    tile.error += err.square_().sum(0)
+            group = groups[members[j]]
+            torch.div(running[j], group.divisor, out=units)
+            group.nearest(units, level[j])
+            torch.mul(level[j], group.scale, out=units)
+            stored.copy_(units)
+            value[j].copy_(stored)
+            torch.sub(running[j], value[j], out=error[j])
+            R[j + 1 : n].addmm_(slab.unit[j : j + 1, j + 1 : n].t(), D[j : j + 1], alpha=-1)
+        R[n:].addmm_(slab.unit[m:n, n:].t(), D[m:n], alpha=-1)
+    return levels, values
 
 
-def _fit(values: torch.Tensor, grid: Grid, importance: torch.Tensor) -> Params:
-    """Params `[rows, 1]` of one group, `values: [columns, rows]`."""
-    columns, rows = values.shape
-    parts = [
-        grid.fit(values[:, a:b].t().float(), importance.float()) for a, b in row_tiles(rows, max(256, FIT // columns))
-    ]
-    return {k: torch.cat([part[k] for part in parts]) for k in parts[0]}
+def _fit(grid: Grid, values: torch.Tensor, importance: torch.Tensor) -> _Group:
+    """Params of one group, `values: [rows, n]`, `importance: [n]`."""
+    rows, columns = values.shape
+    tiles = row_tiles(rows, FIT // columns)
+    parts = [grid.fit(values[a:b].contiguous().float(), importance.float()) for a, b in tiles]
+    params = {k: torch.cat([part[k] for part in parts]) for k in parts[0]}
+    scale = params["scale"].squeeze(-1).to(values.dtype)
+    return _Group(params, scale, torch.where(scale == 0, 1.0, scale), _nearest(grid, params))
+
+
+def _nearest(grid: Grid, params: Params) -> Callable[[torch.Tensor, torch.Tensor], object]:
+    if isinstance(grid, IntGrid):
+        return grid.nearest(params)
+    unit = _unit(params)
+    return lambda units, out: out.copy_(grid.value(grid.round(units.unsqueeze(-1), unit), unit).squeeze(-1))
+
+
+def _unit(params: Params) -> Params:
+    return {**params, "scale": torch.ones_like(params["scale"])}
 
 
 def _damped(
@@ -224,10 +254,15 @@ def _damped(
     return H if order is None else H[order][:, order]
 
 
-def _diagonal_inverses(V: torch.Tensor, width: int) -> list[torch.Tensor]:
-    columns = V.shape[0]
-    blocks = [V[a : a + width, a : a + width].triu() for a in range(0, columns, width)]
-    return run_single(lambda: [inverse_upper(block) for block in blocks])
+def _slabs(V: torch.Tensor, width: int) -> list[_Slab]:
+    return run_single(lambda: [_slab(V, a, min(a + width, V.shape[0])) for a in range(0, V.shape[0], width)])
+
+
+def _slab(V: torch.Tensor, a: int, b: int) -> _Slab:
+    panel = V[:b, a:b].clone()
+    panel[a:].triu_()
+    U = inverse_upper(panel[a:])
+    return _Slab(a, b, panel, U, U / U.diagonal().unsqueeze(1))
 
 
 def _slab_width(slab: int, group_size: int | None, act_order: bool) -> int:

@@ -1,7 +1,7 @@
 """Threads that never change a result.
 
 Work is cut into parts that do not depend on the number of workers, every part runs with torch single-threaded (also
-when there is one worker, since a BLAS call on several threads may sum in another order), and results come back in order.
+with one worker, since a BLAS call on several threads may sum in another order), and results come back in order.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import lru_cache
+from itertools import pairwise
 from typing import TypeVar
 
 import torch
@@ -52,7 +53,7 @@ def row_tiles(rows: int, size: int) -> list[tuple[int, int]]:
     """Cut `rows` into the fewest nearly equal parts of at most `size` rows."""
     count = max(1, -(-rows // max(size, 1)))
     edges = [rows * i // count for i in range(count + 1)]
-    return list(zip(edges[:-1], edges[1:], strict=True))
+    return list(pairwise(edges))
 
 
 @lru_cache(maxsize=4)

@@ -16,7 +16,7 @@ from llmc.compressors.parallel import ordered_map, row_tiles
 from llmc.formats.encoded import Encoded, Grid, Params, Plane
 from llmc.structure import Context
 
-TILE = 1 << 16  # weights at once: the float32 copies stay in the L2 cache
+TILE = 1 << 17  # weights at once: their float32 copies stay in the L2 cache
 
 
 @dataclass(frozen=True)

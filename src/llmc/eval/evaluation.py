@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +19,7 @@ from llmc.eval.loading import check_config, open_model, position_limit, quiet, r
 from llmc.eval.metrics import Scored, WindowSums, score
 from llmc.eval.report import EvalReport, Source
 from llmc.eval.samples import Sample, greedy
-from llmc.eval.sizes import folder_sizes
+from llmc.eval.sizes import Sizes, folder_sizes
 from llmc.hub import resolve_model
 from llmc.structure import silent
 
@@ -66,43 +67,67 @@ def evaluate(
         NetworkError: a Hub id that cannot be fetched.
     """
     _check_options(context, stride, max_tokens, device, dtype)
-    report = progress or silent
     content = _read(Path(text))
-    paths = [resolve_model(str(model), progress=report) for model in (folder, against) if model is not None]
-    names = [_name(model, path) for model, path in zip((folder, against), paths, strict=False)]
-    for path in paths:
-        check_config(path)
-    sizes = [folder_sizes(path) for path in paths]
-    opened: list[tuple[Any, Any]] = []
-    for i, path in enumerate(paths):
-        report("open", i, len(paths))
-        opened.append((opener or partial(open_model, dtype=DTYPES[dtype]))(path))
-    scored = [Scored(name, model.to(device).eval()) for name, (model, _) in zip(names, opened, strict=True)]
-    ids = _token_ids(content, Path(text), names, [tokenizer for _, tokenizer in opened], max_tokens)
-    for one in scored:
-        _require_positions(one, context)
-        require_ids_fit(one.model, int(ids.max()), one.name)
-    original = scored[1] if against is not None else None
-    samples = () if prompt is None else (_sample(prompt, opened),)
-    sums = score(scored[0], ids, context=context, stride=stride, original=original, progress=progress)
+    models = [folder] if against is None else [folder, against]
+    subjects = _open(models, opener or partial(open_model, dtype=DTYPES[dtype]), device, progress or silent)
+    ids = _token_ids(content, Path(text), subjects, max_tokens)
+    for subject in subjects:
+        _require_positions(subject, context)
+        require_ids_fit(subject.model, int(ids.max()), subject.name)
+    samples = () if prompt is None else (Sample(prompt, *(greedy(s.model, s.tokenizer, prompt) for s in subjects)),)
+    scored = [Scored(subject.name, subject.model) for subject in subjects]
+    sums = score(*scored, ids=ids, context=context, stride=stride, progress=progress)
     return EvalReport(
-        model=names[0],
-        against=names[1] if against is not None else None,
+        **_identity(subjects),
         **_figures(sums),
-        weight_bytes=sizes[0].weight_bytes,
-        bits_per_weight=sizes[0].bits_per_weight,
-        targeted_bits_per_weight=sizes[0].targeted_bits_per_weight,
-        original_weight_bytes=sizes[1].weight_bytes if against is not None else None,
-        original_bits_per_weight=sizes[1].bits_per_weight if against is not None else None,
         context=context,
         stride=stride,
         tokens=int(sums.tokens.sum()),
-        dtype=str(scored[0].model.dtype).removeprefix("torch."),
-        tokenizer=_tokenizer_source(paths[0], opened[0][1]),
         text=Source(Path(text).name, hashlib.sha256(content).hexdigest()),
         samples=samples,
         windows=sums,
     )
+
+
+@dataclass(frozen=True)
+class _Subject:
+    """A model to be judged, or its original."""
+
+    name: str
+    folder: Path
+    sizes: Sizes
+    model: Any
+    tokenizer: Any
+
+
+def _open(models: Sequence[str | Path], opener: Opener, device: str, progress: Progress) -> list[_Subject]:
+    """All models, opened once all of them have passed the checks that need no weights."""
+    folders = [resolve_model(str(model), progress=progress) for model in models]
+    for folder in folders:
+        check_config(folder)
+    sizes = [folder_sizes(folder) for folder in folders]
+    subjects: list[_Subject] = []
+    for i, folder in enumerate(folders):
+        progress("open", i, len(folders))
+        model, tokenizer = opener(folder)
+        subjects.append(_Subject(_name(models[i], folder), folder, sizes[i], model.to(device).eval(), tokenizer))
+    return subjects
+
+
+def _identity(subjects: Sequence[_Subject]) -> dict[str, Any]:
+    """What the models are, under the names of the report."""
+    mine, original = subjects[0], subjects[1] if len(subjects) > 1 else None
+    return {
+        "model": mine.name,
+        "against": original and original.name,
+        "weight_bytes": mine.sizes.weight_bytes,
+        "bits_per_weight": mine.sizes.bits_per_weight,
+        "targeted_bits_per_weight": mine.sizes.targeted_bits_per_weight,
+        "original_weight_bytes": original and original.sizes.weight_bytes,
+        "original_bits_per_weight": original and original.sizes.bits_per_weight,
+        "dtype": str(mine.model.dtype).removeprefix("torch."),
+        "tokenizer": _tokenizer_source(mine.folder, mine.tokenizer),
+    }
 
 
 def _figures(sums: WindowSums) -> dict[str, Any]:
@@ -156,7 +181,7 @@ def _read(path: Path) -> bytes:
     return content
 
 
-def _token_ids(content: bytes, path: Path, names: list[str], tokenizers: list[Any], limit: int | None) -> Tensor:
+def _token_ids(content: bytes, path: Path, subjects: Sequence[_Subject], limit: int | None) -> Tensor:
     """Token ids `[tokens]`, int64, the same from every tokenizer."""
     try:
         words = content.decode("utf-8")
@@ -165,13 +190,13 @@ def _token_ids(content: bytes, path: Path, names: list[str], tokenizers: list[An
             f"not UTF-8 at byte {error.start}", where=str(path), fix="convert it to UTF-8"
         ) from error
     with quiet():
-        made = [torch.tensor(tokenizer(words)["input_ids"][:limit]) for tokenizer in tokenizers]
+        made = [torch.tensor(s.tokenizer(words)["input_ids"][:limit], dtype=torch.int64) for s in subjects]
     ids = made[0]
     if len(made) == 2 and not torch.equal(ids, made[1]):
         shared = min(len(ids), len(made[1]))
         at = next(iter((ids[:shared] != made[1][:shared]).nonzero().flatten().tolist()), shared)
         raise InputError(
-            f"the tokenizers of {names[0]} and {names[1]} differ: token {at} of the text is not the same",
+            f"the tokenizers of {subjects[0].name} and {subjects[1].name} differ: token {at} of the text is not the same",
             where=str(path),
             fix="compare a model with the one it was made from, or leave out --against",
         )
@@ -180,18 +205,14 @@ def _token_ids(content: bytes, path: Path, names: list[str], tokenizers: list[An
     return ids
 
 
-def _require_positions(one: Scored, context: int) -> None:
-    limit = position_limit(one.model)
+def _require_positions(subject: _Subject, context: int) -> None:
+    limit = position_limit(subject.model)
     if limit is not None and context > limit:
         raise UsageError(
-            f"context {context} exceeds the {limit} positions of {one.name}",
+            f"context {context} exceeds the {limit} positions of {subject.name}",
             where="--context",
             fix=f"use at most {limit}",
         )
-
-
-def _sample(prompt: str, opened: list[tuple[Any, Any]]) -> Sample:
-    return Sample(prompt, *(greedy(model, tokenizer, prompt) for model, tokenizer in opened))
 
 
 def _name(model: str | Path, path: Path) -> str:

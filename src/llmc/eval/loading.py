@@ -96,14 +96,13 @@ def position_limit(model: Any) -> int | None:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Hold back the warnings and progress bars of transformers and huggingface_hub; errors still raise."""
-    from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
-    from transformers.utils import logging as notes
+    """Hold back the warnings and progress bars of transformers; errors still raise."""
+    from transformers.utils import logging as transformers_logging
 
-    level, bars, hub_bars = notes.get_verbosity(), notes.is_progress_bar_enabled(), not are_progress_bars_disabled()
+    notes: Any = transformers_logging  # untyped
+    level, bars = notes.get_verbosity(), notes.is_progress_bar_enabled()
     notes.set_verbosity(logging.CRITICAL)
     notes.disable_progress_bar()
-    disable_progress_bars()
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -112,8 +111,6 @@ def quiet() -> Iterator[None]:
         notes.set_verbosity(level)
         if bars:
             notes.enable_progress_bar()
-        if hub_bars:
-            enable_progress_bars()
 
 
 def _open_tokenizer(folder: Path) -> Any:
@@ -177,10 +174,11 @@ def _plain(model: Any, folder: Path, dtype: torch.dtype) -> Any:
 
 
 def _from_pretrained(folder: Path, **options: Any) -> Any:
-    from transformers import AutoModelForCausalLM
+    import transformers
 
+    reader: Any = transformers.AutoModelForCausalLM
     try:
-        model, info = AutoModelForCausalLM.from_pretrained(
+        model, info = reader.from_pretrained(
             str(folder),
             trust_remote_code=False,
             local_files_only=True,

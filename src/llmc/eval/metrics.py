@@ -72,11 +72,11 @@ def windows(tokens: int, context: int, stride: int) -> Iterator[Window]:
 
 def score(
     candidate: Scored,
-    ids: Tensor,
+    original: Scored | None = None,
     *,
+    ids: Tensor,
     context: int,
     stride: int,
-    original: Scored | None = None,
     progress: Progress | None = None,
 ) -> WindowSums:
     """Run the windows of `ids` `[tokens]` through the candidate, and through the original when there is one.

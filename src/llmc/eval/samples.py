@@ -27,7 +27,7 @@ def greedy(model: Any, tokenizer: Any, prompt: str, *, new_tokens: int = NEW_TOK
 
     Raises InputError when the prompt is empty or does not fit.
     """
-    from transformers import GenerationConfig
+    import transformers
 
     ids = tokenizer(prompt, return_tensors="pt").input_ids.to(model.device)  # [1, tokens]
     limit = position_limit(model)
@@ -41,7 +41,8 @@ def greedy(model: Any, tokenizer: Any, prompt: str, *, new_tokens: int = NEW_TOK
         )
     end = model.generation_config.eos_token_id if model.generation_config is not None else None
     pad = end[0] if isinstance(end, list) else end
-    settings = GenerationConfig(max_new_tokens=new_tokens, do_sample=False, eos_token_id=end, pad_token_id=pad)
+    make: Any = transformers.GenerationConfig
+    settings = make(max_new_tokens=new_tokens, do_sample=False, eos_token_id=end, pad_token_id=pad)
     with quiet(), torch.inference_mode():
         out = model.generate(ids, attention_mask=torch.ones_like(ids), generation_config=settings)
     return tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True)

@@ -56,7 +56,7 @@ def represented_elements(folder: Path) -> int:
     try:
         config = transformers.AutoConfig.from_pretrained(str(folder), trust_remote_code=False, local_files_only=True)
         plain = without_quantization(config)
-        kind = getattr(transformers, (plain.architectures or ["AutoModel"])[0], transformers.AutoModel)
+        kind: Any = getattr(transformers, (plain.architectures or ["AutoModel"])[0], transformers.AutoModel)
         build = kind._from_config if hasattr(kind, "_from_config") else kind.from_config
         with torch.device("meta"):
             model = build(plain)

@@ -140,7 +140,7 @@ def _schemes(specs: Sequence[Spec]) -> dict[Scheme, list[Spec]]:
 
 
 def _targets(members: Sequence[Spec], schemes: dict[Scheme, list[Spec]]) -> list[str]:
-    """What a config group names: the class when it is the only group, else modules; experts of one scheme by pattern."""
+    """What a config group names: the class if it is the only group, else modules; experts of one scheme by pattern."""
     if len(schemes) == 1:
         return ["Linear", *(s.target.name for s in members if s.target.kind == "embedding")]
     expert_groups = [specs for specs in schemes.values() if any(s.target.kind == "expert" for s in specs)]
@@ -176,7 +176,7 @@ def _transformers(specs: Sequence[Spec], facts: Facts) -> str:
     reader = "" if all(_int(s).bits in (2, 4, 8) for s in specs) else ", compressed-tensors >= 0.18"
     dense = [s for s in specs if s.target.kind != "expert"]
     reasons = {
-        "asymmetric weights": any(not _int(s).symmetric for s in dense),
+        "an asymmetric scheme": any(not _int(s).symmetric for s in dense),
         "a packed embedding": any(s.target.kind == "embedding" for s in dense),
         "this architecture": facts.initializes_by_name,
     }

@@ -14,7 +14,7 @@ import torch
 
 from llmc.formats.encoded import Params
 
-COARSE = 9  # clip ratios tried first
+COARSE = 7  # clip ratios tried first
 FINE = 2  # then, on either side of the best one
 SHRINK = {2: 0.30, 3: 0.45, 4: 0.55, 5: 0.65, 6: 0.75, 7: 0.85, 8: 0.90}  # least clip ratio worth trying
 FLOAT16_MOST = 65280.0  # the largest float16 that bfloat16 holds too
@@ -89,7 +89,9 @@ class IntGrid:
         """Round to a value that every asked dtype holds exactly; never zero, never infinite."""
         dtypes = [getattr(torch, name) for name in self.scale_dtypes]
         half = torch.float16 in dtypes
-        scale = scale.clamp(2.0**-24 if half else 1e-30, FLOAT16_MOST if half else 1e30)  # float16 subnormals are exact too
+        scale = scale.clamp(
+            2.0**-24 if half else 1e-30, FLOAT16_MOST if half else 1e30
+        )  # float16 subnormals are exact too
         for dtype in sorted(dtypes, key=lambda d: torch.finfo(d).eps):  # coarsest last: it decides
             scale = scale.to(dtype).float()
         return scale.to(dtypes[0])

@@ -47,8 +47,7 @@ class Nf4Grid:
     def round(self, values: torch.Tensor, params: Params) -> torch.Tensor:
         table = torch.tensor(TABLE)
         middles = (table[1:] + table[:-1]) / 2
-        scale = params["scale"]
-        unit = values / torch.where(scale > 0, scale, torch.ones_like(scale))
+        unit = values * (1.0 / params["scale"].clamp(min=1e-38))  # as bitsandbytes does it: the same codes at ties
         return torch.bucketize(unit, middles, out_int32=True).to(torch.uint8)
 
     def value(self, codes: torch.Tensor, params: Params) -> torch.Tensor:

@@ -20,12 +20,13 @@ def pack_rows(codes: torch.Tensor, bits: int) -> torch.Tensor:
     """Pack `codes: uint8 [rows, columns]`, each below `2**bits`, into `int32 [rows, words]`."""
     rows, columns = codes.shape
     words = words_per_row(columns, bits)
-    out = torch.zeros(rows, words * 4, dtype=torch.uint8)
+    out = torch.zeros(rows, words, dtype=torch.int32)
+    out_bytes = out.view(torch.uint8)
     step = max(1, TILE // max(columns, 1))
     for a in range(0, rows, step):
         stream = _pack_bytes(codes[a : a + step], bits)[:, : words * 4]
-        out[a : a + step, : stream.shape[1]] = stream
-    return out.view(torch.int32)
+        out_bytes[a : a + step, : stream.shape[1]] = stream
+    return out
 
 
 def unpack_rows(packed: torch.Tensor, bits: int, columns: int) -> torch.Tensor:
