@@ -15,6 +15,7 @@ test: .venv/installed
 
 .venv/installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit("llmc needs Python 3.11 or newer: make PYTHON=python3.12" if sys.version_info < (3, 11) else 0)'
+	@echo "creating .venv: a few minutes the first time"
 	$(PYTHON) -m venv .venv
-	.venv/bin/pip install --quiet $(PIP_FLAGS) -c constraints.txt -e '.[dev]'
+	.venv/bin/pip install -qq $(PIP_FLAGS) -c constraints.txt -e '.[dev]'
 	@touch $@

@@ -57,7 +57,7 @@ def test_grammar(text: str, gate: tuple[str, str, float, bool]) -> None:
             "kl < 1 * model",
         ],
         *["kl < 1; x", "kl < 1\nkl < 2", "kl. < 1", "1kl < 1", "kl < 1 < 2", "kl <> 1", "kl < 1%%", "kl < 1e9999"],
-        "kl < \u0661",
+        *["kl < \u0661", "kl < 1 * model"],
     ],
 )
 def test_what_is_no_gate(text: str) -> None:

@@ -156,7 +156,7 @@ COMPRESSED: list[tuple[str, str, dict[str, Grid], tuple[bool, bool]]] = [
     ("tied embedding", "llama", {"proj": FOUR, "embed_tokens": FOUR}, FLAG_ONLY),
     ("head named otherwise", "gpt-neox", {"layers": FOUR}, BOTH),
     ("tied decoder", "bert", {"encoder.layer": FOUR}, BOTH),
-    ("biases", "opt", {"layers": FOUR}, BOTH),
+    *(("linear layers", name, {"layers": FOUR}, BOTH) for name in ("qwen3", "gemma", "mistral", "opt", "phi")),
     ("encoder-decoder", "whisper", {"fc": FOUR, "_proj": FOUR}, BOTH),
     ("initialized by name", "t5", {"Attention.q": FOUR, "Attention.k": FOUR, "Dense": FOUR}, FLAG_ONLY),
     ("experts", "mixtral", {"attn": FOUR, "experts": FOUR}, BOTH),

@@ -352,6 +352,14 @@ def test_bombs_are_refused_at_once(tmp_path: Path, text: str) -> None:
     assert time.process_time() - start < 10
 
 
+def test_examples_of_the_documentation_load(tmp_path: Path) -> None:
+    page = Path(__file__).parent.parent / "docs" / "recipes.md"
+    blocks = page.read_text(encoding="utf-8").split("```yaml\n")[1:]
+    assert len(blocks) >= 2
+    for block in blocks:
+        load_recipe(write(tmp_path, block.split("```")[0]))
+
+
 def test_yaml_is_what_others_read(tmp_path: Path) -> None:
     """The saved recipe means the same to a plain YAML reader."""
     recipe = load_recipe(write(tmp_path, FULL))

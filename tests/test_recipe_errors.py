@@ -12,8 +12,8 @@ from llmc.errors import InputError, LlmcError, RecipeError, StorageError, UsageE
 from llmc.recipe import from_dict, from_options, load_recipe, method_table, resolve_text
 
 KEYS = (
-    "model, stages, out, revision, calibration, formats, seed, device, compute_dtype, max_memory, allow_nonfinite, eval, "
-    "gates, push"
+    "model, stages, out, revision, calibration, formats, seed, device, compute_dtype, max_memory, allow_nonfinite, "
+    "eval, gates, push"
 )
 METRICS = (
     "perplexity, perplexity_ratio, kl, top1_agreement, weight_bytes, bits_per_weight, targeted_bits_per_weight, "

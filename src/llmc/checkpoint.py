@@ -159,7 +159,7 @@ class Checkpoint:
         first, second = self.entries[one], self.entries[other]
         if (first.dtype, first.shape) != (second.dtype, second.shape):
             return False
-        return torch.equal(self.tensor(one).view(torch.uint8), self.tensor(other).view(torch.uint8))
+        return torch.equal(self.tensor(one).view(-1).view(torch.uint8), self.tensor(other).view(-1).view(torch.uint8))
 
     def _unpack_entries(self, entries: dict[str, TensorEntry]) -> dict[str, TensorEntry]:
         """Entries as a plain checkpoint would have them; `packed` says how some of them are stored."""

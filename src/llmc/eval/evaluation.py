@@ -195,8 +195,9 @@ def _token_ids(content: bytes, path: Path, subjects: Sequence[_Subject], limit: 
     if len(made) == 2 and not torch.equal(ids, made[1]):
         shared = min(len(ids), len(made[1]))
         at = next(iter((ids[:shared] != made[1][:shared]).nonzero().flatten().tolist()), shared)
+        both = f"{subjects[0].name} and {subjects[1].name}"
         raise InputError(
-            f"the tokenizers of {subjects[0].name} and {subjects[1].name} differ: token {at} of the text is not the same",
+            f"the tokenizers of {both} differ: token {at} of the text is not the same",
             where=str(path),
             fix="compare a model with the one it was made from, or leave out --against",
         )

@@ -1,0 +1,48 @@
+"""Quantize one model with GPTQModel, on given tokens. Runs in that tool's own environment; knows nothing of llmc.
+
+GPTQModel 7.6 cannot start on two cores or fewer (it asks for two loader threads out of half as many): it is told there
+are four. How many threads torch uses does not change by that.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+
+def main() -> None:
+    job: dict[str, Any] = json.loads(Path(_arguments().job).read_text(encoding="utf-8"))
+    if (os.cpu_count() or 1) < 4:
+        os.cpu_count = lambda: 4
+    import torch
+    from gptqmodel import GPTQModel, QuantizeConfig
+    from transformers import AutoTokenizer
+
+    if job["imports_only"]:
+        return
+    settings = QuantizeConfig(
+        bits=job["bits"],
+        group_size=job["group_size"],
+        sym=True,
+        desc_act=False,
+        act_group_aware=job["act_order"],
+        damp_percent=job["damping"],
+    )
+    model = GPTQModel.load(job["model"], settings, dtype=getattr(torch, job["dtype"]), device="cpu")
+    ids = json.loads(Path(job["tokens"]).read_text(encoding="utf-8"))
+    model.quantize([{"input_ids": row, "attention_mask": [1] * len(row)} for row in ids], batch_size=1)
+    model.save(job["out"])
+    AutoTokenizer.from_pretrained(job["model"]).save_pretrained(job["out"])
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("job", help="JSON file: what to do")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,53 @@
+"""Quantize one model with llm-compressor, on given tokens. Runs in that tool's own environment; knows nothing of llmc."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+
+def main() -> None:
+    job: dict[str, Any] = json.loads(Path(_arguments().job).read_text(encoding="utf-8"))
+    from compressed_tensors.quantization import QuantizationArgs, QuantizationScheme
+    from datasets import Dataset
+    from llmcompressor import oneshot
+    from llmcompressor.modifiers.gptq import GPTQModifier
+    from llmcompressor.modifiers.quantization import QuantizationModifier
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    if job["imports_only"]:
+        return
+    weights = QuantizationArgs(num_bits=job["bits"], group_size=job["group_size"], strategy="group", symmetric=True)
+    where = {"config_groups": {"all": QuantizationScheme(targets=["Linear"], weights=weights)}, "ignore": ["lm_head"]}
+    model = AutoModelForCausalLM.from_pretrained(job["model"], dtype=job["dtype"])
+    tokenizer = AutoTokenizer.from_pretrained(job["model"])
+    if job["method"] == "rtn":
+        oneshot(model=model, tokenizer=tokenizer, recipe=QuantizationModifier(**where))
+    else:
+        order = "static" if job["act_order"] else None
+        recipe = GPTQModifier(**where, dampening_frac=job["damping"], actorder=order)
+        ids = json.loads(Path(job["tokens"]).read_text(encoding="utf-8"))
+        data = Dataset.from_dict({"input_ids": ids, "attention_mask": [[1] * len(row) for row in ids]})
+        oneshot(
+            model=model,
+            tokenizer=tokenizer,
+            recipe=recipe,
+            dataset=data,
+            num_calibration_samples=len(ids),
+            max_seq_length=len(ids[0]),
+            shuffle_calibration_samples=False,
+        )
+    model.save_pretrained(job["out"], save_compressed=True)
+    tokenizer.save_pretrained(job["out"])
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("job", help="JSON file: what to do")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()
