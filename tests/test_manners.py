@@ -16,26 +16,18 @@ import pytest
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "src" / "llmc"
 
-LAYERS = (
-    ("errors", "registry", "structure", "strict_json", "safetensors_header", "safetensors_file", "embedded"),
-    ("calibration", "formats"),
-    ("compressors",),
-    ("recipe", "recipe_yaml", "schema", "gates"),
-    (
-        "checkpoint",
-        "skeleton",
-        "activations",
-        "artifact",
-        "encoding",
-        "layout",
-        "manifest",
-        "sidecar",
-        "card",
-        "runtime",
-    ),
-    ("planning", "walk", "eval", "hub", "inspection", "verification", "exporting"),
-    ("pipeline", "execution", "finishing"),
-    ("cli",),
+LAYERS = tuple(
+    row.split()
+    for row in (
+        "errors registry structure strict_json safetensors_header safetensors_file embedded",
+        "calibration formats",
+        "compressors",
+        "recipe recipe_yaml schema gates",
+        "checkpoint skeleton packed activations artifact encoding layout manifest sidecar card runtime",
+        "planning walk eval hub inspection verification exporting",
+        "pipeline execution finishing",
+        "cli",
+    )
 )
 """Lowest first: a part imports from its own layer and from those below."""
 

@@ -199,7 +199,8 @@ def _finish(job: Job, artifact: Artifact, written: Written, progress: Progress |
         place = artifact.folders[job.folder_of(name)]
         seal = complete_folder(job, container, place, written, artifact.out.name)
         if job.recipe.eval is not None:
-            reports[name] = _evaluate(job, place.path, progress)
+            report = _evaluate(job, place.path, progress)
+            reports[name] = replace(report, model=artifact.out.name)
             gates += tuple(check_gates(job.recipe.gates, reports[name].to_json()))
         seal(reports.get(name))
         folders[name] = folder_summary(job, container, written)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from typing import Any, ClassVar
 
@@ -68,7 +69,7 @@ class Gptq(GridOptions):
 
     def _problem(self, hessian: Hessian, context: Context) -> _Problem | None:
         """Order, damp and factor; None when no damping helps."""
-        diagonal = hessian.diagonal().to(context.device, context.compute_dtype)
+        diagonal = hessian.diagonal().to(context.device, _exact(context))
         dead = diagonal <= 0
         count = int(dead.sum())
         if count:
@@ -78,7 +79,7 @@ class Gptq(GridOptions):
         for step in range(RAISES + 1):
             damping = self.damping if step == 0 else max(self.damping, 1e-3) * 10.0**step
             V = _damped(hessian, dead, damping * mean, order, context)
-            if not run_single(lambda V=V: factor_upper(V)):
+            if not run_single(partial(factor_upper, V)):
                 continue
             if step:
                 context.note("damping_steps", step)
@@ -135,7 +136,7 @@ def _solve(weight: torch.Tensor, grid: Grid, problem: _Problem, context: Context
 
     def work(bounds: tuple[int, int]) -> tuple[Params, torch.Tensor, torch.Tensor]:
         a, b = bounds
-        W = weight[a:b].to(context.device, context.compute_dtype, copy=True)
+        W = weight[a:b].to(context.device, _exact(context), copy=True)
         W[:, problem.dead] = 0
         energy = _energy(W, problem)
         groups, error = _quantize(W, grid, problem, weight.dtype)
@@ -145,9 +146,11 @@ def _solve(weight: torch.Tensor, grid: Grid, problem: _Problem, context: Context
         return {k: v.cpu() for k, v in params.items()}, error.cpu(), energy.cpu()
 
     done = list(ordered_map(work, row_tiles(rows, min(ROWS, TILE // columns)), context.workers))
-    params = {k: torch.cat([part[0][k] for part in done]) for k in done[0][0]}
+    stored = [part[0] for part in done]
+    params = {k: torch.cat([part[k] for part in stored]) for k in stored[0]}
     sizes = list(context.parts) or [rows]
-    error, energy = (torch.cat([part[i] for part in done]).double().split(sizes) for i in (1, 2))
+    error = torch.split(torch.cat([part[1] for part in done]).double(), sizes)
+    energy = torch.split(torch.cat([part[2] for part in done]).double(), sizes)
     ratios = [float(e.sum() / w.sum().clamp(min=1e-300)) for e, w in zip(error, energy, strict=True)]
     context.note("relative_error", ratios if context.parts else ratios[0])
     return Encoded(grid, {"codes": Plane(codes, grid.alphabet)}, params, (rows, columns), weight.dtype)
@@ -171,7 +174,7 @@ def _quantize(W: torch.Tensor, grid: Grid, problem: _Problem, dtype: torch.dtype
     size = grid.group_size or columns
     groups: list[_Group] = []
     if order is not None or size == columns:
-        parts = zip(W.split(size, 1), problem.diagonal.split(size), strict=True)
+        parts = zip(torch.split(W, size, 1), torch.split(problem.diagonal, size), strict=True)
         groups = [_fit(grid, values, importance) for values, importance in parts]
     work = W if order is None else W[:, order]
     E = torch.empty_like(work)
@@ -246,10 +249,15 @@ def _unit(params: Params) -> Params:
     return {**params, "scale": torch.ones_like(params["scale"])}
 
 
+def _exact(context: Context) -> torch.dtype:
+    """float32 unless float64 was asked for: less does not factor."""
+    return torch.float64 if context.compute_dtype == torch.float64 else torch.float32
+
+
 def _damped(
     hessian: Hessian, dead: torch.Tensor, damp: float, order: torch.Tensor | None, context: Context
 ) -> torch.Tensor:
-    H = hessian.mean().to(context.device, context.compute_dtype)
+    H = hessian.mean().to(context.device, _exact(context))
     H.diagonal().add_(damp).masked_fill_(dead, 1.0)
     return H if order is None else H[order][:, order]
 

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 
 from llmc.checkpoint import read_config
+from llmc.decoding import dense_model
 from llmc.errors import CheckpointError, InputError, UnsupportedError
 from llmc.eval.sizes import first_line, without_quantization
 from llmc.safetensors_file import read_folder
@@ -135,6 +136,8 @@ def _open_quantized(folder: Path, settings: Mapping[str, Any], dtype: torch.dtyp
     if method == "bitsandbytes":
         model = _from_pretrained(folder, dtype="auto")
         return _plain(model.dequantize(model.dtype), folder, dtype)
+    if method == "gptq":  # transformers needs optimum and gptqmodel for it; the reference kernel decodes to the same bits
+        return dense_model(folder, dtype)
     if method not in AUTO_QUANTIZATION_CONFIG_MAPPING:
         raise UnsupportedError(
             f"no installed reader for quant_method {method!r}",

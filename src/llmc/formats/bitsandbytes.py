@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
@@ -23,8 +23,8 @@ BLOCKS = (32, 64, 128, 256, 512, 1024, 2048, 4096)
 
 @dataclass(frozen=True)
 class BitsAndBytes:
-    name = "bitsandbytes"
-    kernel = "bitsandbytes"
+    name: ClassVar[str] = "bitsandbytes"
+    kernel: ClassVar[str] = "bitsandbytes"
 
     def refusals(self, specs: Sequence[Spec], facts: Facts) -> list[str]:
         out = one_grid_kind(specs, Nf4Grid, self.name)

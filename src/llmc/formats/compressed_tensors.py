@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
@@ -27,8 +27,8 @@ Scheme = tuple[int, int | None, bool]  # bits, group_size, symmetric
 
 @dataclass(frozen=True)
 class CompressedTensors:
-    name = "compressed-tensors"
-    kernel = "compressed_tensors"
+    name: ClassVar[str] = "compressed-tensors"
+    kernel: ClassVar[str] = "compressed_tensors"
 
     def refusals(self, specs: Sequence[Spec], facts: Facts) -> list[str]:
         out = one_grid_kind(specs, IntGrid, self.name)

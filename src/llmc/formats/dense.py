@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
@@ -15,8 +15,8 @@ from llmc.structure import Target
 
 @dataclass(frozen=True)
 class Dense:
-    name = "dense"
-    kernel = "dense"
+    name: ClassVar[str] = "dense"
+    kernel: ClassVar[str] = "dense"
 
     def refusals(self, specs: Sequence[Spec], facts: Facts) -> list[str]:
         return []

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
@@ -24,8 +24,8 @@ GROUP_SIZES = (16, 32, 64, 128, 256, 512, 1024)  # and None: what GPTQModel's ke
 
 @dataclass(frozen=True)
 class Gptq:
-    name = "gptq"
-    kernel = "gptq"
+    name: ClassVar[str] = "gptq"
+    kernel: ClassVar[str] = "gptq"
 
     def refusals(self, specs: Sequence[Spec], facts: Facts) -> list[str]:
         out = one_grid_kind(specs, IntGrid, self.name)

@@ -62,11 +62,11 @@ class IntGrid:
 
     def nearest(self, params: Params) -> Callable[[torch.Tensor, torch.Tensor], object]:
         """`f(units, out)`: `out` = the grid's value nearest to `units`, both in multiples of the scale, `[rows]`."""
-        least, most = -self._zero(params), self.alphabet - 1 - self._zero(params)
-        if isinstance(least, torch.Tensor) and isinstance(most, torch.Tensor):
-            low, high = least.squeeze(-1), most.squeeze(-1)
-            return lambda units, out: torch.round(units, out=out).clamp_(low.to(out.dtype), high.to(out.dtype))
-        return lambda units, out: torch.round(units, out=out).clamp_(least, most)
+        if "zero_point" not in params:
+            return lambda units, out: torch.round(units, out=out).clamp_(-self.middle, self.middle - 1)
+        least = -params["zero_point"].squeeze(-1).float()
+        most = least + (self.alphabet - 1)
+        return lambda units, out: torch.round(units, out=out).clamp_(least.to(out.dtype), most.to(out.dtype))
 
     def _zero(self, params: Params) -> torch.Tensor | float:
         return params["zero_point"].float() if "zero_point" in params else float(self.middle)
