@@ -12,6 +12,7 @@ from measuring import Usage, markdown
 
 if TYPE_CHECKING:
     from judging import Difference
+
     from llmc.eval import EvalReport
 
 OURS = "llmc"

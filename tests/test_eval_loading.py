@@ -270,14 +270,3 @@ def test_an_index_that_leaves_the_folder(copy: Path, llama: Path) -> None:
     (copy / "model.safetensors").unlink()
     (copy / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": names}))
     assert "../llama/model.safetensors" in refusal(copy)
-
-
-def test_targeted_bits_come_from_the_manifest_when_it_has_them(copy: Path) -> None:
-    for content, expected in (
-        ('{"sizes": {"bits_per_weight": 4.125}}', 4.125),
-        ('{"sizes": {}}', None),
-        ("[]", None),
-        ("{", None),
-    ):
-        (copy / "llmc.json").write_text(content)
-        assert folder_sizes(copy).targeted_bits_per_weight == expected

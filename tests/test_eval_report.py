@@ -54,7 +54,7 @@ def test_json_has_the_contract_and_the_conditions(place: Path, report: EvalRepor
     assert plain["perplexity_ratio"] == pytest.approx(plain["perplexity"] / plain["original_perplexity"])
     assert plain["weight_bytes"] == (place / "damaged" / "model.safetensors").stat().st_size
     assert plain["bits_per_weight"] == plain["original_bits_per_weight"] == 16
-    assert plain["targeted_bits_per_weight"] is None
+    assert plain["model_bits_per_weight"] == 16
     assert (plain["context"], plain["stride"], plain["tokens"], plain["dtype"]) == (64, 32, 999, "float32")
     assert (plain["model"], plain["against"]) == ("damaged", "original")
     text = (place / "corpus.txt").read_bytes()
@@ -109,7 +109,7 @@ def test_without_an_original(place: Path, report: EvalReport) -> None:
     assert set(alone.intervals) == {"perplexity"}
     columns, rows = alone.table_rows()
     assert columns == ("", "damaged")
-    assert [row[0] for row in rows] == ["perplexity", "weight bytes", "bits per weight"]
+    assert [row[0] for row in rows] == ["perplexity", "weight bytes", "bits_per_weight", "bits_per_weight, model"]
 
 
 def test_a_model_against_itself(place: Path) -> None:
@@ -129,7 +129,7 @@ def test_markdown_and_table(report: EvalReport) -> None:
         kl=0.01234,
         top1_agreement=0.9,
         weight_bytes=1234567,
-        targeted_bits_per_weight=4.125,
+        bits_per_weight=4.125,
         intervals={"kl": (0.012, 0.013)},
     )
     lines = fixed.to_markdown().splitlines()
@@ -140,7 +140,7 @@ def test_markdown_and_table(report: EvalReport) -> None:
         "| perplexity ratio | 1 | 1.0288 |",
     ]
     assert "| KL divergence, nats | 0 | 0.01234 [0.012, 0.013] |" in lines
-    assert "| bits per weight, targeted |  | 4.125 |" in lines
+    assert "| bits_per_weight | 16 | 4.125 |" in lines
     assert "Intervals: 95 %, paired bootstrap over 31 windows." in lines
     assert any(line.startswith("- original: `") for line in lines)
     table = fixed.table()

@@ -23,10 +23,10 @@ LAYERS = tuple(
         "calibration formats",
         "compressors",
         "recipe recipe_yaml schema gates",
-        "checkpoint skeleton packed activations artifact encoding layout manifest sidecar card runtime",
+        "checkpoint skeleton packed decoding activations artifact encoding layout manifest sidecar card runtime",
         "planning walk eval hub inspection verification exporting",
         "pipeline execution finishing",
-        "cli",
+        "cli __main__",
     )
 )
 """Lowest first: a part imports from its own layer and from those below."""

@@ -16,7 +16,7 @@ KEYS = (
     "eval, gates, push"
 )
 METRICS = (
-    "perplexity, perplexity_ratio, kl, top1_agreement, weight_bytes, bits_per_weight, targeted_bits_per_weight, "
+    "perplexity, perplexity_ratio, kl, top1_agreement, weight_bytes, bits_per_weight, model_bits_per_weight, "
     "original_perplexity, original_weight_bytes, original_bits_per_weight, tokens"
 )
 FORMATS = "compressed-tensors, gptq, bitsandbytes, dense"

@@ -1,4 +1,4 @@
-"""Quantize one model with GPTQModel, on given tokens. Runs in that tool's own environment; knows nothing of llmc.
+"""Quantize one model with GPTQModel, on given tokens. Runs in that tool's own environment, where llmc is not.
 
 GPTQModel 7.6 cannot start on two cores or fewer (it asks for two loader threads out of half as many): it is told there
 are four. How many threads torch uses does not change by that.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +19,13 @@ def main() -> None:
     if (os.cpu_count() or 1) < 4:
         os.cpu_count = lambda: 4
     import torch
-    from gptqmodel import GPTQModel, QuantizeConfig
     from transformers import AutoTokenizer
+
+    gptqmodel: Any = import_module("gptqmodel")  # by name: not installed where types are checked
 
     if job["imports_only"]:
         return
-    settings = QuantizeConfig(
+    settings = gptqmodel.QuantizeConfig(
         bits=job["bits"],
         group_size=job["group_size"],
         sym=True,
@@ -31,7 +33,7 @@ def main() -> None:
         act_group_aware=job["act_order"],
         damp_percent=job["damping"],
     )
-    model = GPTQModel.load(job["model"], settings, dtype=getattr(torch, job["dtype"]), device="cpu")
+    model = gptqmodel.GPTQModel.load(job["model"], settings, dtype=getattr(torch, job["dtype"]), device="cpu")
     ids = json.loads(Path(job["tokens"]).read_text(encoding="utf-8"))
     model.quantize([{"input_ids": row, "attention_mask": [1] * len(row)} for row in ids], batch_size=1)
     model.save(job["out"])

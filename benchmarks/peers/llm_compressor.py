@@ -1,9 +1,10 @@
-"""Quantize one model with llm-compressor, on given tokens. Runs in that tool's own environment; knows nothing of llmc."""
+"""Quantize one model with llm-compressor, on given tokens. Runs in that tool's own environment, where llmc is not."""
 
 from __future__ import annotations
 
 import argparse
 import json
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,11 @@ def main() -> None:
     job: dict[str, Any] = json.loads(Path(_arguments().job).read_text(encoding="utf-8"))
     from compressed_tensors.quantization import QuantizationArgs, QuantizationScheme
     from datasets import Dataset
-    from llmcompressor import oneshot
-    from llmcompressor.modifiers.gptq import GPTQModifier
-    from llmcompressor.modifiers.quantization import QuantizationModifier
     from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    oneshot: Any = import_module("llmcompressor").oneshot  # by name: not installed where types are checked
+    gptq: Any = import_module("llmcompressor.modifiers.gptq").GPTQModifier
+    rtn: Any = import_module("llmcompressor.modifiers.quantization").QuantizationModifier
 
     if job["imports_only"]:
         return
@@ -24,10 +26,10 @@ def main() -> None:
     model = AutoModelForCausalLM.from_pretrained(job["model"], dtype=job["dtype"])
     tokenizer = AutoTokenizer.from_pretrained(job["model"])
     if job["method"] == "rtn":
-        oneshot(model=model, tokenizer=tokenizer, recipe=QuantizationModifier(**where))
+        oneshot(model=model, tokenizer=tokenizer, recipe=rtn(**where))
     else:
         order = "static" if job["act_order"] else None
-        recipe = GPTQModifier(**where, dampening_frac=job["damping"], actorder=order)
+        recipe = gptq(**where, dampening_frac=job["damping"], actorder=order)
         ids = json.loads(Path(job["tokens"]).read_text(encoding="utf-8"))
         data = Dataset.from_dict({"input_ids": ids, "attention_mask": [[1] * len(row) for row in ids]})
         oneshot(

@@ -26,7 +26,7 @@ METRICS = (
     "top1_agreement",
     "weight_bytes",
     "bits_per_weight",
-    "targeted_bits_per_weight",
+    "model_bits_per_weight",
     "original_perplexity",
     "original_weight_bytes",
     "original_bits_per_weight",

@@ -44,7 +44,7 @@ class RunResult:
     @property
     def failure(self) -> GateError | None:
         """The error that failed gates amount to; the artifact is complete all the same."""
-        failed = [f"gate {g.text!r} failed at {g.value:.6g}" for g in self.gates if not g.passed]
+        failed = [f"gate {g.text!r} failed at {_figure(g.value)}" for g in self.gates if not g.passed]
         if not failed:
             return None
         return GateError("; ".join(failed), where=self.out.name, fix="use more bits or a weaker gate")
@@ -68,13 +68,17 @@ class RunResult:
             snr = "exact" if s["mean_snr_db"] is None else f"{s['mean_snr_db']:.2f}"
             rows.append((name, f"{s['weight_bytes']:,}", f"{share:.1%}", *bits, snr))
         out = [Table(f"Written to {self.out}", columns, tuple(rows))]
-        out += [report.table() for report in self.evaluation.values()]
+        out += [table for report in self.evaluation.values() for table in report.tables()]
         if self.gates:
-            gates = tuple((g.text, "passed" if g.passed else "FAILED", f"{g.value:.6g}") for g in self.gates)
+            gates = tuple((g.text, "passed" if g.passed else "FAILED", _figure(g.value)) for g in self.gates)
             out.append(Table("Gates", ("gate", "outcome", "value"), gates))
         if self.notes:
             out.append(Table("Notes", ("note",), tuple((n,) for n in self.notes)))
         return out
+
+
+def _figure(value: float | None) -> str:
+    return "not finite" if value is None else f"{value:.6g}"
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ from llmc.layout import Shapes, WeightFiles, arrange, nbytes
 from llmc.recipe import Recipe, Stage
 from llmc.registry import suggest
 from llmc.sidecar import sidecar_bytes
+from llmc.skeleton import initializes_by_name
 from llmc.structure import Table, Target
 
 IMPORTS = 360 << 20  # resident after importing torch and transformers, measured
@@ -240,8 +241,9 @@ def matches(target: Target, pattern: str) -> bool:
 
 
 def _scale_dtypes(target: Target, containers: Any) -> tuple[str, ...]:
-    wanted = {d for c in containers if (d := c.scale_dtype(target)) is not None}
-    return tuple(sorted(wanted)) or (str(target.dtype).removeprefix("torch."),)
+    """Scales are exact in every container's dtype, and in the model's: readers cast them to it."""
+    own = str(target.dtype).removeprefix("torch.")
+    return tuple(sorted({own} | {d for c in containers if (d := c.scale_dtype(target)) is not None}))
 
 
 def _check_groups(specs: dict[str, Spec]) -> None:
@@ -273,7 +275,8 @@ def model_facts(checkpoint: Checkpoint, specs: dict[str, Spec]) -> Facts:
             fused[target.fuse].append(target.name)
     groups = tuple(tuple(names) for names in fused.values())
     moe = any(s.target.kind == "expert" for s in specs.values())
-    return Facts(checkpoint.dtype, tuple(sorted(raw)), groups, moe)
+    keep = tuple(sorted(getattr(checkpoint.model, "_keep_in_fp32_modules", None) or ()))
+    return Facts(checkpoint.dtype, tuple(sorted(raw)), groups, moe, initializes_by_name(checkpoint.model), keep)
 
 
 def _tied_heads(checkpoint: Checkpoint) -> set[str]:
@@ -301,7 +304,7 @@ def fingerprint(job: Job, recipe_text: dict[str, Any], calibration: str | None) 
 
     import llmc
 
-    text = json.dumps(recipe_text, sort_keys=True)
+    text = json.dumps({k: v for k, v in recipe_text.items() if k != "max_memory"}, sort_keys=True)
     return {
         "model": job.checkpoint.fingerprint(),
         "recipe": hashlib.sha256(text.encode()).hexdigest(),

@@ -173,6 +173,19 @@ def instantiate(config: Any, where: str) -> Any:
     return model.eval()
 
 
+def initializes_by_name(model: Any) -> bool:
+    """Whether the class initializes matrices through their parents, which fails where a packed module has no weight."""
+    twin = deepcopy(model)
+    for module in twin.modules():
+        if isinstance(module, nn.Linear):
+            module._parameters.pop("weight", None)
+    try:
+        twin.initialize_weights()
+    except AttributeError:
+        return True
+    return False
+
+
 def find_blocks(model: nn.Module) -> list[str]:
     """Paths of the repeated layers, in module order: children of outermost module lists that hold matrices."""
     blocks: list[str] = []

@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 from typer import Option
 
 from llmc.cli.options import Against, Device, Folder
 from llmc.cli.output import Output
-from llmc.structure import Table
-
-if TYPE_CHECKING:
-    from llmc.eval.report import EvalReport
-    from llmc.eval.samples import Sample
 
 Text = Annotated[str, Option("--text", metavar="FILE", help="Text to measure on.")]
 ContextLength = Annotated[int | None, Option("--context", metavar="N", help="Tokens in one window.")]
@@ -51,13 +46,4 @@ def evaluate(
         "device": device,
     }
     given: dict[str, Any] = {name: value for name, value in chosen.items() if value is not None}
-    report: EvalReport = llmc.evaluate(folder, text=text, **given, progress=output.progress)
-    output.show(report.to_json(), lambda: [report.table(), *map(side_by_side, report.samples)])
-
-
-def side_by_side(sample: Sample) -> Table:
-    """The greedy continuations of one prompt."""
-    rows = [("compressed", sample.compressed)]
-    if sample.original is not None:
-        rows.insert(0, ("original", sample.original))
-    return Table(f"greedy continuation of {sample.prompt!r}", ("", "text"), tuple(rows))
+    output.result(llmc.evaluate(folder, text=text, **given, progress=output.progress))

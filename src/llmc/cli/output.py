@@ -111,14 +111,14 @@ class Output:
         from rich.text import Text
 
         console = Console(width=None if sys.stdout.isatty() else UNCUT)
-        grid = Grid(box=box.SIMPLE_HEAD, title=Text(printable(table.title), "bold"), title_justify="left")
+        grid = Grid(box=box.SIMPLE_HEAD)
         for column in table.columns:
             grid.add_column(Text(printable(column)), overflow="fold")
         for row in table.rows:
             grid.add_row(*(Text(printable(cell)) for cell in row))
         with console.capture() as drawn:
-            console.print(grid)
-        self.write(drawn.get())
+            console.print(Text(printable(table.title), "bold"), grid, sep="\n")
+        self.write("".join(f"{line.rstrip()}\n" for line in drawn.get().splitlines()))
 
 
 def new_bars() -> Bars:

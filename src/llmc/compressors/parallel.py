@@ -69,5 +69,6 @@ def _pool(workers: int) -> ThreadPoolExecutor:
 
 
 def _single() -> None:
+    torch.get_num_threads()  # takes over the global setting, once per thread: not after the next line
     torch.set_num_threads(1)
     _here.single = True

@@ -122,7 +122,7 @@ def _identity(subjects: Sequence[_Subject]) -> dict[str, Any]:
         "against": original and original.name,
         "weight_bytes": mine.sizes.weight_bytes,
         "bits_per_weight": mine.sizes.bits_per_weight,
-        "targeted_bits_per_weight": mine.sizes.targeted_bits_per_weight,
+        "model_bits_per_weight": mine.sizes.model_bits_per_weight,
         "original_weight_bytes": original and original.sizes.weight_bytes,
         "original_bits_per_weight": original and original.sizes.bits_per_weight,
         "dtype": str(mine.model.dtype).removeprefix("torch."),

@@ -31,8 +31,8 @@ class EvalReport:
         kl: mean per token KL(original || compressed), nats.
         top1_agreement: share of tokens where both put the same token first.
         weight_bytes: of the weight files, headers included.
-        bits_per_weight: stored bits / elements, of the whole model, a tied tensor once.
-        targeted_bits_per_weight: the same of the compressed tensors alone, None when the folder does not say.
+        bits_per_weight: stored bits / elements of the encoded matrices (of the model where none is encoded).
+        model_bits_per_weight: the same of the whole model, a tied tensor once.
         perplexity_ratio: compressed / original.
         intervals: 95 % paired bootstrap over windows, of perplexity, perplexity_ratio, kl and top1_agreement.
         tokens: scored tokens.
@@ -47,7 +47,7 @@ class EvalReport:
     top1_agreement: float | None
     weight_bytes: int
     bits_per_weight: float
-    targeted_bits_per_weight: float | None
+    model_bits_per_weight: float
     original_perplexity: float | None
     perplexity_ratio: float | None
     original_weight_bytes: int | None
@@ -81,10 +81,9 @@ class EvalReport:
             ("KL divergence, nats", "0", self._cell("kl", self.kl)),
             ("top-1 agreement", "1", self._cell("top1_agreement", self.top1_agreement)),
             ("weight bytes", _count(self.original_weight_bytes), _count(self.weight_bytes)),
-            ("bits per weight", _figure(self.original_bits_per_weight), _figure(self.bits_per_weight)),
+            ("bits_per_weight", _figure(self.original_bits_per_weight), _figure(self.bits_per_weight)),
+            ("bits_per_weight, model", _figure(self.original_bits_per_weight), _figure(self.model_bits_per_weight)),
         ]
-        if self.targeted_bits_per_weight is not None:
-            rows.append(("bits per weight, targeted", "", _figure(self.targeted_bits_per_weight)))
         if self.against is None:
             rows = [row for i, row in enumerate(rows) if i not in (1, 2, 3)]
             return ("", self.model), [(name, mine) for name, _, mine in rows]
@@ -94,6 +93,10 @@ class EvalReport:
         """The same as one value, titled with what was measured on."""
         columns, rows = self.table_rows()
         return Table(self._conditions(), columns, tuple(rows))
+
+    def tables(self) -> list[Table]:
+        """The table, and the greedy continuations of each prompt side by side."""
+        return [self.table(), *(sample.table() for sample in self.samples)]
 
     def to_markdown(self) -> str:
         """A Markdown table, its conditions below it, and the samples."""

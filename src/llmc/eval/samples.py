@@ -9,6 +9,7 @@ import torch
 
 from llmc.errors import InputError
 from llmc.eval.loading import position_limit, quiet
+from llmc.structure import Table
 
 NEW_TOKENS = 64
 
@@ -20,6 +21,11 @@ class Sample:
     prompt: str
     compressed: str
     original: str | None = None
+
+    def table(self) -> Table:
+        """The continuations, one below the other."""
+        rows = [("original", self.original)] if self.original is not None else []
+        return Table(f"greedy continuation of {self.prompt!r}", ("", "text"), (*rows, ("compressed", self.compressed)))
 
 
 def greedy(model: Any, tokenizer: Any, prompt: str, *, new_tokens: int = NEW_TOKENS) -> str:

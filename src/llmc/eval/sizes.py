@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,8 @@ from typing import Any
 import torch
 
 from llmc.errors import CheckpointError
-from llmc.safetensors_file import read_folder
+from llmc.packed import find_packed
+from llmc.safetensors_file import TensorEntry, read_folder
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class Sizes:
         weight_bytes: of the weight files, headers included.
         stored_bits: of the tensors in them, headers left out.
         elements: weights of the model they represent, a tied tensor once.
-        targeted_bits_per_weight: stored bits of the compressed tensors alone / their elements, when the manifest says.
+        targeted_bits_per_weight: stored bits of the encoded matrices alone / their elements; None where none is encoded.
     """
 
     weight_bytes: int
@@ -31,8 +31,13 @@ class Sizes:
     targeted_bits_per_weight: float | None = None
 
     @property
-    def bits_per_weight(self) -> float:
+    def model_bits_per_weight(self) -> float:
         return self.stored_bits / self.elements
+
+    @property
+    def bits_per_weight(self) -> float:
+        """Of the encoded matrices, or of the model where none is."""
+        return self.model_bits_per_weight if self.targeted_bits_per_weight is None else self.targeted_bits_per_weight
 
 
 def folder_sizes(folder: Path) -> Sizes:
@@ -42,7 +47,7 @@ def folder_sizes(folder: Path) -> Sizes:
         weight_bytes=sum(file.stat().st_size for file in {entry.file for entry in entries.values()}),
         stored_bits=8 * sum(entry.nbytes for entry in entries.values()),
         elements=represented_elements(folder),
-        targeted_bits_per_weight=_targeted(folder),
+        targeted_bits_per_weight=_targeted(entries),
     )
 
 
@@ -79,9 +84,6 @@ def first_line(error: BaseException) -> str:
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
-def _targeted(folder: Path) -> float | None:
-    try:
-        value = json.loads((folder / "llmc.json").read_text("utf-8"))["sizes"]["bits_per_weight"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-    return float(value) if isinstance(value, int | float) else None
+def _targeted(entries: dict[str, TensorEntry]) -> float | None:
+    packed = find_packed(entries).values()
+    return 8 * sum(p.stored_bytes for p in packed) / sum(p.numel for p in packed) if packed else None
