@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -38,13 +37,8 @@ def set_threads(threads: int | None) -> None:
 
 
 def judge(folder: Path, original: str, text: str, max_tokens: int | None) -> EvalReport:
-    """Perplexity and KL of a quantized folder; a container transformers has no reader for is decoded first."""
-    if not _is_gptq(folder):
-        return llmc.evaluate(folder, text=text, against=original, max_tokens=max_tokens)
-    with tempfile.TemporaryDirectory() as scratch:
-        dense = Path(scratch) / folder.name
-        llmc.export(folder, dense, format="dense")
-        return llmc.evaluate(dense, text=text, against=original, max_tokens=max_tokens)
+    """Perplexity and KL of a quantized folder, whatever tool and container it is of."""
+    return llmc.evaluate(folder, text=text, against=original, max_tokens=max_tokens)
 
 
 def difference(mine: EvalReport, other: EvalReport) -> Difference:
@@ -59,7 +53,3 @@ def difference(mine: EvalReport, other: EvalReport) -> Difference:
     table = np.stack([a.tokens, a.kl - b.kl], axis=1)  # [windows, 2]
     low, high = paired_intervals(table, {"kl": lambda s: s[:, 1] / s[:, 0]})["kl"]
     return Difference(float(table[:, 1].sum() / table[:, 0].sum()), low, high)
-
-
-def _is_gptq(folder: Path) -> bool:
-    return (folder / "quantize_config.json").exists()

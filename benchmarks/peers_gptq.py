@@ -26,7 +26,11 @@ from measuring import Usage, machine, measured, own_peak_mb, threads_environment
 from peer_rows import OURS, Case, Row, comparisons, report, row_json
 
 DRIVERS = {"llm-compressor": "llm_compressor.py", "gptqmodel": "gptq_model.py"}
-OUR_IMPORTS = "import llmc.pipeline, llmc.compressors.gptq, llmc.eval; from transformers import AutoTokenizer"
+OUR_IMPORTS = (
+    "import accelerate, llmc.cli.quantize, llmc.compressors.gptq, llmc.exporting, llmc.pipeline, rich.progress, typer",
+    "import transformers.conversion_mapping",
+    "from transformers import AutoTokenizer",
+)
 DAMPING = 0.01
 
 
@@ -46,7 +50,8 @@ class Runner:
     def _ours(self, case: Case, out: Path) -> list[str]:
         options = self.options
         if case.method == "imports":
-            return [sys.executable, "-c", OUR_IMPORTS]
+            lines = [*OUR_IMPORTS, f"import {_modeling_module(options.model)}"]
+            return [sys.executable, "-c", "\n".join(lines)]
         command = [sys.executable, "-m", "llmc", "quantize", options.model, "-o", str(out), "--method", case.method]
         command += ["--bits", str(case.bits), "--group-size", str(options.group_size), "--seed", str(options.seed)]
         if case.method == "gptq":
@@ -62,7 +67,7 @@ class Runner:
             "out": str(out),
             "tokens": str(self.tokens),
             "method": case.method,
-            "imports_only": case.method == "imports",
+            "imports": _modeling_module(self.options.model) if case.method == "imports" else None,
             "bits": case.bits,
             "group_size": self.options.group_size,
             "damping": DAMPING,
@@ -131,6 +136,12 @@ def _in_another_process(function: Any, *arguments: Any) -> Any:
         return pool.submit(function, *arguments).result()
 
 
+def _modeling_module(model: str) -> str:
+    """Where transformers keeps the model's code, which every tool imports when it meets the model."""
+    kind = json.loads((Path(model) / "config.json").read_text(encoding="utf-8"))["model_type"]
+    return f"transformers.models.{kind}.modeling_{kind}"
+
+
 def write_tokens(options: argparse.Namespace, file: Path) -> str:
     """The calibration tokens as llmc draws them, as JSON `[samples][length]`; returns their SHA-256."""
     from transformers import AutoConfig, AutoTokenizer
@@ -147,7 +158,10 @@ def write_tokens(options: argparse.Namespace, file: Path) -> str:
 def _absent(runner: Runner) -> dict[str, str]:
     """Peer -> why it takes no part."""
     reasons = {tool: "not given" for tool in DRIVERS if tool not in runner.pythons}
-    for tool in runner.pythons:
+    for tool, python in runner.pythons.items():
+        if shutil.which(python) is None:
+            reasons[tool] = f"{Path(python).name} is no interpreter"
+            continue
         usage = runner.run(Case(tool, "imports"), runner.scratch / "none")
         reasons |= {tool: usage.last_line} if usage.code else {}
     return reasons

@@ -159,9 +159,11 @@ def test_quantize_without_data_says_what_gptq_needs(library: Library, capsys: py
 
 def evaluation() -> Any:
     """The part of an EvalReport that the verb uses."""
-    sample = SimpleNamespace(prompt="Once", compressed="upon", original="a time")
+    from llmc.eval.samples import Sample
+
     table = Table("conditions", ("", "O"), (("perplexity", "9.5"),))
-    return SimpleNamespace(samples=(sample,), table=lambda: table, to_json=lambda: {"perplexity": 9.5})
+    sample = Sample("Once", compressed="upon", original="a time")
+    return SimpleNamespace(tables=lambda: [table, sample.table()], to_json=lambda: {"perplexity": 9.5})
 
 
 def test_eval_passes_only_what_was_given(library: Library, capsys: pytest.CaptureFixture[str]) -> None:

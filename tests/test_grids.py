@@ -53,11 +53,11 @@ def nearest_of_all(grid: Grid, w: torch.Tensor, params: Params) -> None:
 @pytest.mark.parametrize("bits", BITS)
 def test_absmax_scale_is_that_of_compressed_tensors(bits: int, dtype: str) -> None:
     pytest.importorskip("compressed_tensors")
-    from compressed_tensors.quantization import QuantizationArgs
+    from compressed_tensors.quantization import QuantizationArgs, QuantizationStrategy
     from compressed_tensors.quantization.utils import calculate_qparams
 
     w = values(32, 128).to(getattr(torch, dtype))
-    args = QuantizationArgs(num_bits=bits, symmetric=True, strategy="group", group_size=128)
+    args = QuantizationArgs(num_bits=bits, symmetric=True, strategy=QuantizationStrategy.GROUP, group_size=128)
     theirs, _ = calculate_qparams(w.amin(-1, keepdim=True), w.amax(-1, keepdim=True), args)
     mine = IntGrid(bits=bits, scale_dtypes=(dtype,)).fit(w.float())["scale"]
     assert mine.dtype == theirs.dtype

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -41,12 +43,14 @@ def test_mean_is_the_float64_mean(features: int) -> None:
 
 
 @settings(max_examples=40, deadline=None)
-@given(cuts=st.lists(st.integers(1, 299), max_size=6, unique=True), features=st.integers(1, 40), seed=st.integers(0, 99))
+@given(
+    cuts=st.lists(st.integers(1, 299), max_size=6, unique=True), features=st.integers(1, 40), seed=st.integers(0, 99)
+)
 def test_batches_do_not_matter(cuts: list[int], features: int, seed: int) -> None:
     x = tokens(300, features, seed)
     edges = [0, *sorted(cuts), 300]
     H, other = Hessian(features), Hessian(features)
-    for i, (a, b) in enumerate(zip(edges[:-1], edges[1:], strict=True)):
+    for i, (a, b) in enumerate(pairwise(edges)):
         (H if i % 2 else other).update(x[a:b])
     H.merge(other)
     assert H.tokens == 300

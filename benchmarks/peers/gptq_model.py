@@ -23,7 +23,8 @@ def main() -> None:
 
     gptqmodel: Any = import_module("gptqmodel")  # by name: not installed where types are checked
 
-    if job["imports_only"]:
+    if job["imports"]:  # all that the tool imports for this model, and nothing else
+        import_module(job["imports"])
         return
     settings = gptqmodel.QuantizeConfig(
         bits=job["bits"],

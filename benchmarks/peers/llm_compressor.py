@@ -11,7 +11,7 @@ from typing import Any
 
 def main() -> None:
     job: dict[str, Any] = json.loads(Path(_arguments().job).read_text(encoding="utf-8"))
-    from compressed_tensors.quantization import QuantizationArgs, QuantizationScheme
+    from compressed_tensors.quantization import QuantizationArgs, QuantizationScheme, QuantizationStrategy
     from datasets import Dataset
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -19,9 +19,11 @@ def main() -> None:
     gptq: Any = import_module("llmcompressor.modifiers.gptq").GPTQModifier
     rtn: Any = import_module("llmcompressor.modifiers.quantization").QuantizationModifier
 
-    if job["imports_only"]:
+    if job["imports"]:  # all that the tool imports for this model, and nothing else
+        import_module(job["imports"])
         return
-    weights = QuantizationArgs(num_bits=job["bits"], group_size=job["group_size"], strategy="group", symmetric=True)
+    group = QuantizationStrategy.GROUP
+    weights = QuantizationArgs(num_bits=job["bits"], group_size=job["group_size"], strategy=group, symmetric=True)
     where = {"config_groups": {"all": QuantizationScheme(targets=["Linear"], weights=weights)}, "ignore": ["lm_head"]}
     model = AutoModelForCausalLM.from_pretrained(job["model"], dtype=job["dtype"])
     tokenizer = AutoTokenizer.from_pretrained(job["model"])

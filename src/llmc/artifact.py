@@ -123,8 +123,8 @@ class Artifact:
     def open(self, *, fresh: bool, force: bool) -> None:
         """Start or go on. Raises OutputError when OUT exists, is in use, or belongs to another run."""
         check_out(self.out, force)
-        self.partial.parent.mkdir(parents=True, exist_ok=True)
-        self.partial.mkdir(exist_ok=True)
+        with disk_errors(self.out):
+            self.partial.mkdir(parents=True, exist_ok=True)
         self._take_lock()
         journal = self._read_journal()
         if fresh or journal is None:
@@ -238,6 +238,9 @@ def check_out(out: Path, force: bool) -> None:
     """Refuse an OUT that exists (without `force`) or is not a place for a folder."""
     if out.is_symlink() or (out.exists() and not out.is_dir()):
         raise OutputError("the output path exists and is not a folder", where=out.name, fix="choose another -o")
+    stop = next((p for p in out.absolute().parents if p.exists()), out)
+    if not stop.is_dir():
+        raise OutputError(f"{stop.name} is not a folder", where=out.name, fix="choose another -o")
     if out.is_dir() and any(out.iterdir()) and not force:
         raise OutputError("the output folder exists", where=out.name, fix="add --force to replace it")
 
@@ -245,8 +248,10 @@ def check_out(out: Path, force: bool) -> None:
 def check_apart(out: Path, model: Path) -> None:
     """Refuse an OUT that is the input or lies inside it, or the other way round."""
     one, other = out.resolve(), model.resolve()
-    if one == other or other in one.parents or one in other.parents:
+    if one == other or other in one.parents:
         raise OutputError("the output is the input or lies inside it", where=out.name, fix="choose another -o")
+    if one in other.parents:
+        raise OutputError("the input lies inside the output", where=out.name, fix="choose another -o")
 
 
 def raw_bytes(tensor: torch.Tensor) -> memoryview:

@@ -38,16 +38,11 @@ def model_card(
     evaluation: str | None = None,
 ) -> str:
     """The text of README.md, YAML front matter included."""
-    front = ["---", "library_name: transformers"]
-    if re.fullmatch(r"[\w.-]+(/[\w.-]+)?", base_model):
-        front += [f"base_model: {base_model}", "base_model_relation: quantized"]
-    front += ["tags:", "- llmc", f"- {container}", "---"]
     rows = "\n".join(f"| {runtime} | {says} |" for runtime, says in runtimes.items())
-    flag = ""
-    if "dequantize=True" in runtimes.get("transformers", ""):
-        flag = ", quantization_config=CompressedTensorsConfig(dequantize=True)"
+    dequantize = "dequantize=True" in runtimes.get("transformers", "")
+    flag = ", quantization_config=CompressedTensorsConfig(dequantize=True)" if dequantize else ""
     limits = "\n".join(f"- {note}" for note in notes) or "- none found while writing"
-    return f"""{chr(10).join(front)}
+    return f"""{_front_matter(base_model, container)}
 
 # {name}
 
@@ -84,3 +79,11 @@ The folder carries its decoder in `kernel/`, loadable by the `kernels` library. 
 {json.dumps(recipe, indent=2)}
 ```
 """
+
+
+def _front_matter(base_model: str, container: str) -> str:
+    """What the Hub reads: the relation to the base model, where it can have a Hub id."""
+    lines = ["---", "library_name: transformers"]
+    if re.fullmatch(r"[\w.-]+(/[\w.-]+)?", base_model):
+        lines += [f"base_model: {base_model}", "base_model_relation: quantized"]
+    return "\n".join([*lines, "tags:", "- llmc", f"- {container}", "---"])

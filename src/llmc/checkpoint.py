@@ -147,12 +147,18 @@ class Checkpoint:
         return next((k for k in self.skeleton.ties.get(key, (key,)) if k in self.skeleton.group_of), key)
 
     def _duplicates(self) -> list[str]:
-        """Names on disk that repeat a tied tensor byte for byte: read, counted and written once."""
+        """Names on disk that repeat a tied tensor byte for byte: read, counted and written once.
+
+        Tied parameters that are stored with different values are not tied: transformers loads them so.
+        """
         out = []
         for union in sorted(set(self.skeleton.ties.values())):
-            names = [self.skeleton.group_of[k].sources[0][0] for k in union if k in self.skeleton.group_of]
-            first = min(names, key=lambda n: "embed" not in n) if names else ""
-            out += [n for n in names if n != first and self._same(first, n)]
+            names = {k: self.skeleton.group_of[k].sources[0][0] for k in union if k in self.skeleton.group_of}
+            first = min(names.values(), key=lambda n: "embed" not in n, default="")
+            others = [k for k, n in names.items() if n != first and not self._same(first, n)]
+            out += [n for k, n in names.items() if n != first and k not in others]
+            if others:
+                self.skeleton.untie(others)
         return out
 
     def _same(self, one: str, other: str) -> bool:
@@ -262,18 +268,25 @@ def _check_sizes(config: dict[str, Any], tensors: int, folder: Path) -> None:
     sections = [config, *(v for v in config.values() if isinstance(v, dict))]
     for section in sections:
         for key, value in section.items():
-            layers = re.fullmatch(r"(num_(hidden_)?layers|n_layers?|(encoder|decoder)_layers)", key)
-            sizes = re.fullmatch(r"(hidden_size|intermediate_size|vocab_size|num_attention_heads|d_model|d_ff|n_embd)", key)
-            if not layers and not sizes:
+            bounds = _bounds(key, value, tensors)
+            if bounds is None or value is None or isinstance(value, list):
                 continue
-            limit = tensors if layers else 1 << 27
-            if value is None or isinstance(value, list):
-                continue
-            if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= limit:
+            if type(value) is not int or not bounds[0] <= value <= bounds[1]:
                 raise CheckpointError(
-                    f"config.json: {key} is {json.dumps(value)[:40]}, expected an integer from 1 to {limit}",
+                    f"config.json: {key} is {json.dumps(value)[:40]}, expected an integer from {bounds[0]} to {bounds[1]}",
                     where=folder.name,
                 )
+
+
+def _bounds(key: str, value: Any, tensors: int) -> tuple[int, int] | None:
+    """Least and most of a number in a config, None where any will do."""
+    if re.fullmatch(r"(num_(hidden_)?layers|n_layers?|(encoder|decoder)_layers)", key):
+        return 1, tensors
+    if re.fullmatch(r"(hidden_size|intermediate_size|vocab_size|num_attention_heads|d_model|d_ff|n_embd)", key):
+        return 1, 1 << 27
+    if type(value) is int and re.search("layers|blocks|experts|depth", key):  # a model may make a module of each
+        return -1, max(tensors, 4096)
+    return None
 
 
 def _transformers_config(folder: Path) -> Any:

@@ -52,7 +52,7 @@ class Execution:
         self.progress = progress
         self.workers = torch.get_num_threads()
         self.dtype = getattr(torch, job.recipe.compute_dtype)
-        self.notes: list[str] = []
+        self.notes: list[str] = list(job.notes)
         self.total = sum(e.numel for n in job.checkpoint.stored if (e := job.checkpoint.entries[n]))
         self.seen = 0
         self.places: list[tuple[str, Container, Folder]] = [
@@ -104,21 +104,19 @@ class Execution:
         self.progress("quantize", self.seen, self.total)
 
     def _copy_raw(self) -> list[Stored]:
-        checkpoint, out = self.job.checkpoint, []
-        for name in checkpoint.stored:
-            if name not in self.job.specs:
-                entry = checkpoint.entries[name]
-                digest = hashlib.sha256()
-                for offset, part in _row_chunks(checkpoint, name):
-                    if not self.job.recipe.allow_nonfinite:
-                        require_finite(part, name)
-                    data = raw_bytes(part)
-                    digest.update(data)
-                    for _, _, folder in self.places:
-                        folder.write_part(name, offset, data)
-                out.append(Stored({f: {name: digest.hexdigest()} for f, _, _ in self.places}, {}))
-                self._advance(entry.numel)
-        return out
+        return [self._copy(name) for name in self.job.checkpoint.stored if name not in self.job.specs]
+
+    def _copy(self, name: str) -> Stored:
+        digest = hashlib.sha256()
+        for offset, part in _row_chunks(self.job.checkpoint, name):
+            if not self.job.recipe.allow_nonfinite:
+                require_finite(part, name)
+            data = raw_bytes(part)
+            digest.update(data)
+            for _, _, folder in self.places:
+                folder.write_part(name, offset, data)
+        self._advance(self.job.checkpoint.entries[name].numel)
+        return Stored({folder: {name: digest.hexdigest()} for folder, _, _ in self.places}, {})
 
     def _walk(self, blocks: dict[str, list[Spec]]) -> None:
         if self.calibration is None:
@@ -267,8 +265,8 @@ def execute(
     job: Job, out: Path, *, fresh: bool, force: bool, progress: Progress | None, finish: Callable[[Artifact, Written], Any]
 ) -> Any:
     """Carry out a job into `out`. `finish` writes the other files and puts the artifact in place."""
-    check_out(out, force)
     check_apart(out, job.checkpoint.folder)
+    check_out(out, force)
     check_memory(job)
     calibration = _calibrate(job)
     text = to_dict(job.recipe)

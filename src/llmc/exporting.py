@@ -64,8 +64,8 @@ def export(
     """
     out, source = Path(out), resolve_model(str(folder))
     container: Container = CONTAINERS.get(format)()
-    check_out(out, force)
     check_apart(out, source)
+    check_out(out, force)
     checkpoint = Checkpoint(source, encoded=True)
     if not checkpoint.packed:
         raise InputError("no encoded matrix in it", where=source.name, fix="export starts from a quantized folder")

@@ -26,6 +26,7 @@ from llmc.structure import Table, Target
 
 IMPORTS = 360 << 20  # resident after importing torch and transformers, measured
 TOKENS_PER_BATCH = 4096
+READ = (torch.bfloat16, torch.float16, torch.float32)
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,7 @@ class Job:
         stage_of: name on disk -> index of its stage.
         specs: container name -> the Targets it stores encoded.
         files: folder name -> weight files; "" for a single container.
+        notes: what the user should know about it.
     """
 
     recipe: Recipe
@@ -45,6 +47,7 @@ class Job:
     stage_of: dict[str, int]
     specs: dict[str, Spec]
     files: dict[str, WeightFiles]
+    notes: tuple[str, ...] = ()
 
     @property
     def needs_statistics(self) -> bool:
@@ -108,8 +111,9 @@ def prepare(recipe: Recipe, checkpoint: Checkpoint) -> Job:
     chosen = _choose(recipe.stages, checkpoint.targets, checkpoint.folder.name)
     containers: dict[str, Container] = {name: CONTAINERS.get(name)() for name in recipe.formats}
     specs = {}
+    notes: tuple[str, ...] = ()
     if recipe.allow_nonfinite:
-        chosen = {t: c for t, c in chosen.items() if nonfinite(checkpoint.tensor(t)) is None}
+        chosen, notes = _finite(chosen, checkpoint)
     for tensor, (stage, target) in chosen.items():
         dtypes = _scale_dtypes(target, containers.values())
         grid = recipe.stages[stage].method.make_grid(dtypes)
@@ -124,7 +128,7 @@ def prepare(recipe: Recipe, checkpoint: Checkpoint) -> Job:
         for name, container in containers.items()
     }
     stage_of = {tensor: stage for tensor, (stage, _) in chosen.items()}
-    return Job(recipe, checkpoint, containers, facts, stage_of, specs, files)
+    return Job(recipe, checkpoint, containers, facts, stage_of, specs, files, notes)
 
 
 def describe(job: Job) -> PlanResult:
@@ -215,10 +219,28 @@ def _choose(stages: Sequence[Stage], targets: Sequence[Target], where: str) -> d
                     where=where,
                     fix="give one of them an ignore",
                 )
+            if target.dtype not in READ:
+                names = ", ".join(str(d).removeprefix("torch.") for d in READ)
+                raise UnsupportedError(
+                    f"stored as {str(target.dtype).removeprefix('torch.')}; llmc compresses {names}",
+                    where=target.tensor,
+                    fix=f"add --ignore {target.name}",
+                )
             chosen[target.tensor] = (index, target)
     if not chosen:
         raise UsageError("no matrix of the model is targeted", where=where, fix="widen --targets or drop --ignore")
     return chosen
+
+
+def _finite(
+    chosen: dict[str, tuple[int, Target]], checkpoint: Checkpoint
+) -> tuple[dict[str, tuple[int, Target]], tuple[str, ...]]:
+    """The Targets without NaN and Inf, and a note for each of the others."""
+    bad = {name: found for name in chosen if (found := nonfinite(checkpoint.tensor(name))) is not None}
+    if len(bad) == len(chosen):
+        raise UsageError("every targeted matrix holds NaN or Inf", where=checkpoint.folder.name)
+    notes = (f"{n} is kept as it is: {count} NaN or Inf, the first at {first}" for n, (count, first) in bad.items())
+    return {name: choice for name, choice in chosen.items() if name not in bad}, tuple(notes)
 
 
 def _selected(stage: Stage, targets: Sequence[Target]) -> list[Target]:
@@ -237,7 +259,8 @@ def _default(targets: Sequence[Target]) -> list[Target]:
 
 def matches(target: Target, pattern: str) -> bool:
     """Whether a glob names the Target: in full, or from any dot on."""
-    return any(fnmatch.fnmatchcase(n, p) for n in (target.name, target.tensor) for p in (pattern, f"*.{pattern}"))
+    names = {target.name, target.tensor, *target.tie, *(t.removesuffix(".weight") for t in target.tie)}
+    return any(fnmatch.fnmatchcase(n, p) for n in names for p in (pattern, f"*.{pattern}"))
 
 
 def _scale_dtypes(target: Target, containers: Any) -> tuple[str, ...]:

@@ -1,20 +1,21 @@
 """Blocks in order, with the activations that reach them: one block in memory at a time, any transformers model.
 
-Each calibration batch is an ordinary forward pass in a thread of its own that parks at the door of every block. When
-all have arrived the block is loaded and visited; then they go through and on to the next one. What a model does
-between its blocks therefore needs no knowledge of it here. Threads run torch single-threaded and statistics merge in
-sample order, so results do not depend on how many work at once.
+Each calibration batch is an ordinary forward pass, a greenlet that stops at the door of every block. When all have
+arrived the block is loaded and visited; then they go through and on to the next one. What a model does between its
+blocks therefore needs no knowledge of it here. A few threads share the batches; each runs torch single-threaded and
+statistics merge in sample order, so results do not depend on how many there are.
 """
 
 from __future__ import annotations
 
 import threading
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
 import torch
+from greenlet import GreenletExit, getcurrent, greenlet
 
 from llmc.activations import ActivationStore
 from llmc.calibration.experts import observing, route_through_llmc
@@ -26,54 +27,26 @@ from llmc.structure import InputPoint
 Replaced = Callable[[str], torch.Tensor | None]
 
 
-class _Stop(BaseException):
-    """Unwinds a parked forward pass."""
-
-
-class _Forward(threading.Thread):
-    """One batch on its way through the model."""
+class _Forward(greenlet):
+    """One batch on its way through the model. Lives in one thread; `switch(command)` lets it go on to the next door."""
 
     def __init__(self, index: int, inputs: dict[str, torch.Tensor], walk: Walk) -> None:
-        super().__init__(daemon=True, name=f"llmc-forward-{index}")
+        super().__init__()
         self.index, self.inputs, self.walk = index, inputs, walk
-        self.command: str | None = None
         self.at: str | None = None
-        self.done = False
-        self.error: BaseException | None = None
         self.partials: list[tuple[InputPoint, torch.Tensor, tuple[int, int]]] = []  # shape is (tokens, features)
 
-    def run(self) -> None:
-        torch.set_num_threads(1)
-        self.walk.current.forward = self
-        try:
-            with torch.no_grad():
-                self.wait()
-                self.walk.checkpoint.model(**self.inputs)
-        except _Stop:
-            pass
-        except BaseException as error:
-            self.error = error
-        with self.walk.turn:
-            self.done, self.at, self.command = True, None, None
-            self.walk.turn.notify_all()
+    def run(self, command: str) -> None:
+        self.walk.checkpoint.model(**self.inputs)
+        self.at = None
 
     def park(self, path: str, arguments: tuple[Any, ...]) -> str:
         """Wait at the door of `path` until told what to do next; the activations may go to disk meanwhile."""
         held = self.walk.store.put(self.index, arguments)
-        with self.walk.turn:
-            self.at, self.command = path, None
-            self.walk.turn.notify_all()
-        command = self.wait()
+        self.at = path
+        command: str = self.parent.switch()
         self.walk.store.take(held)
         return command
-
-    def wait(self) -> str:
-        with self.walk.turn:
-            while self.command is None:
-                self.walk.turn.wait()
-            if self.command == "stop":
-                raise _Stop
-            return self.command
 
 
 class Walk:
@@ -106,7 +79,8 @@ class Walk:
         self.checkpoint, self.workers, self.dtype, self.device = checkpoint, workers, dtype, device
         self.turn = threading.Condition()
         self.loading = threading.Lock()
-        self.current = threading.local()
+        self.failed = False
+        self.keeping = False
         self.store = ActivationStore(memory, folder)
         self.doors = [*checkpoint.skeleton.blocks, *doors]
         self.visited: set[str] = set()
@@ -117,7 +91,9 @@ class Walk:
         self._leader: dict[InputPoint, InputPoint] = {}
         self._first: dict[tuple[Any, ...], tuple[InputPoint, torch.Tensor]] = {}
         self._merged = 0
-        self.forwards = [_Forward(i, b, self) for i, b in enumerate(batches)]
+        self._batches = batches
+        self._threads: list[ThreadPoolExecutor] = []
+        self._share: list[list[_Forward]] = []
 
     def __enter__(self) -> Walk:
         route_through_llmc(self.checkpoint.model)
@@ -127,17 +103,17 @@ class Walk:
             outside = not any(path == d or path.startswith(d + ".") for d in self.doors)
             if outside:
                 self._load_on_use(module, keys)
-        for forward in self.forwards:
-            forward.start()
+        count = min(self.workers, len(self._batches))
+        for worker in range(count):
+            thread = ThreadPoolExecutor(1, "llmc-walk", initializer=torch.set_num_threads, initargs=(1,))
+            self._threads.append(thread)
+            self._share.append(thread.submit(self._begin, worker, count).result())
         return self
 
     def __exit__(self, *exc: object) -> None:
-        with self.turn:
-            for forward in self.forwards:
-                forward.command = "stop"
-            self.turn.notify_all()
-        for forward in self.forwards:
-            forward.join()
+        for thread, share in zip(self._threads, self._share, strict=True):
+            thread.submit(self._end, share).result()
+            thread.shutdown()
         for undo in self._restore:
             undo()
         self.checkpoint.clear(self._loaded)
@@ -150,22 +126,21 @@ class Walk:
             replaced: block path -> the decoded values its tensors have when the batches go through.
             keep: block path -> whether the outputs seen while observing go on instead (`propagate: original`).
         """
-        self._sweep("start", self.forwards)
+        self._sweep("start")
         while (path := self._arrived()) is not None:
             keys = self._keys(path)
             again = path in self.visited
             if not again:
                 self.checkpoint.fill(keys, self.dtype, self.device, lambda name: None)
                 self.visited.add(path)
+                self.keeping = keep(path)
                 yield path
             if len(self.visited) == self.last_door and not again:
                 self.checkpoint.clear(keys)
                 return
-            if again or not keep(path):
+            if again or not self.keeping:
                 self.checkpoint.fill(keys, self.dtype, self.device, replaced(path))
-                self._sweep("go", self.forwards)
-            else:
-                self._sweep("keep", self.forwards)
+            self._sweep("go")
             self.checkpoint.clear(keys)
 
     def refill(self, path: str, replaced: Replaced) -> None:
@@ -180,14 +155,14 @@ class Walk:
         """
         self._stats, self._leader, self._first, self._merged = {}, {}, {}, 0
         with observing(self.checkpoint.model, points, self._see):
-            self._sweep("observe", self.forwards[:1])
+            self._sweep("observe", slice(0, 1))
             self._first.clear()
-            self._sweep("observe", self.forwards[1:])
+            self._sweep("observe", slice(1, None))
         return {p: self._stats[leader] for p, leader in self._leader.items()}
 
     def _see(self, point: InputPoint, x: torch.Tensor) -> None:
-        """Called by hooks with the input `x: [..., features]` of a point, in the thread of a forward pass."""
-        forward: _Forward = self.current.forward
+        """Called by hooks with the input `x: [..., features]` of a point, from within a forward pass."""
+        forward = _current()
         if forward.index == 0 and point.expert is None:
             key = (x.untyped_storage().data_ptr(), x.storage_offset(), tuple(x.shape), x.stride(), x._version)
             first = self._first.setdefault(key, (point, x))  # holding x keeps its address from being used again
@@ -208,8 +183,9 @@ class Walk:
 
     def _merge_in_turn(self, forward: _Forward) -> None:
         with self.turn:
-            while self._merged != forward.index:
-                self.turn.wait()
+            self.turn.wait_for(lambda: self._merged == forward.index or self.failed)
+        if self.failed:
+            raise GreenletExit
         self._merge(forward)
         with self.turn:
             self._merged += 1
@@ -220,16 +196,16 @@ class Walk:
         original = module.forward
 
         def door(*args: Any, **kwargs: Any) -> Any:
-            forward: _Forward = self.current.forward
-            output = None
-            command = forward.park(path, (args, kwargs))
-            while command == "observe":
+            forward = _current()
+            kept = None
+            while forward.park(path, (args, kwargs, kept)) == "observe":
                 for hook in list(module._forward_pre_hooks.values()):  # a head is its own input point
                     hook(module, args)
                 output = original(*args, **kwargs)
+                kept = output if self.keeping else None
                 self._merge_in_turn(forward)
-                command = forward.park(path, (args, kwargs, output))
-            return original(*args, **kwargs) if command == "go" or output is None else output
+                del output
+            return original(*args, **kwargs) if kept is None else kept
 
         module.forward = door
         self._restore.append(lambda: module.__dict__.pop("forward", None))
@@ -249,23 +225,46 @@ class Walk:
         return [f"{path}.{name}" for name, _ in module.named_parameters()]
 
     def _arrived(self) -> str | None:
-        places = {f.at for f in self.forwards}
+        places = {f.at for share in self._share for f in share}
         if len(places) != 1:
             raise RuntimeError(f"calibration batches took different ways through the model: {sorted(map(str, places))}")
         return places.pop()
 
-    def _sweep(self, command: str, forwards: Sequence[_Forward]) -> None:
-        """Give each forward pass one command, in order, at most `workers` at once, and wait for all."""
-        waiting, running = deque(forwards), set[_Forward]()
-        with self.turn:
-            while waiting or running:
-                while waiting and len(running) < self.workers:
-                    forward = waiting.popleft()
-                    forward.command = command
-                    running.add(forward)
-                    self.turn.notify_all()
-                self.turn.wait(timeout=1.0)
-                running = {f for f in running if f.command is not None}
-                failed = next((f.error for f in forwards if f.error is not None), None)
-                if failed is not None:
-                    raise failed
+    def _sweep(self, command: str, which: slice = slice(None)) -> None:
+        """Let the forward passes of these batches act on one command, and wait for all."""
+        indices = range(len(self._batches))[which]
+        running: list[Future[None]] = [
+            thread.submit(self._act, command, [f for f in share if f.index in indices])
+            for thread, share in zip(self._threads, self._share, strict=True)
+        ]
+        wait(running)
+        errors = [e for f in running if (e := f.exception()) is not None]
+        if errors:
+            raise errors[0]
+
+    def _begin(self, worker: int, workers: int) -> list[_Forward]:
+        """The batches of a thread: every n-th, so that merging in order keeps no thread waiting for long."""
+        return [_Forward(i, self._batches[i], self) for i in range(worker, len(self._batches), workers)]
+
+    def _act(self, command: str, forwards: Sequence[_Forward]) -> None:
+        try:
+            with torch.no_grad():
+                for forward in forwards:
+                    forward.switch(command)
+        except BaseException:
+            with self.turn:
+                self.failed = True
+                self.turn.notify_all()
+            raise
+
+    @staticmethod
+    def _end(forwards: Sequence[_Forward]) -> None:
+        for forward in forwards:
+            forward.throw(GreenletExit)
+
+
+def _current() -> _Forward:
+    forward = getcurrent()
+    if not isinstance(forward, _Forward):
+        raise RuntimeError("a block of the model was called outside of a walk")
+    return forward

@@ -308,14 +308,13 @@ def _parquet_rows(path: Path, options: CalibrationOptions) -> Iterator[Row]:
     import pyarrow
     from pyarrow import parquet
 
-    number = 0
     try:
         with parquet.ParquetFile(path) as file:
             _cell(dict.fromkeys(file.schema_arrow.names), options, options.source)
-            for batch in file.iter_batches(batch_size=256, columns=[_column(options)]):
-                for value in batch.column(0).to_pylist():
-                    number += 1
-                    yield f"{options.source}: row {number}", value
+            batches = file.iter_batches(batch_size=256, columns=[_column(options)])
+            values = (value for batch in batches for value in batch.column(0).to_pylist())
+            for number, value in enumerate(values, 1):
+                yield f"{options.source}: row {number}", value
     except (pyarrow.ArrowException, OSError) as error:
         if isinstance(error, OSError) and error.errno:
             raise StorageError(f"cannot be read ({error.strerror})", where=options.source) from error
