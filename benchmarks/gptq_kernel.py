@@ -59,7 +59,7 @@ def measure(rows: int, columns: int, repeats: int) -> dict[str, float]:
     weight = torch.randn(rows, columns, generator=torch.Generator().manual_seed(1)).mul_(0.02).bfloat16()
     target = torch.empty_like(weight)
     hessian = Hessian(columns)
-    for x in inputs(columns, columns + 512).split(TOKENS):
+    for x in torch.split(inputs(columns, columns + 512), TOKENS):
         hessian.update(x)
     tokens, square, H = inputs(columns, TOKENS), torch.randn(PRODUCT, PRODUCT), hessian.mean()
     H.diagonal().add_(0.01 * H.diagonal().mean())

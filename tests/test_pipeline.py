@@ -7,15 +7,16 @@ import json
 from pathlib import Path
 from typing import Any
 
-import llmc
 import pytest
 import tiny_models
 import torch
+
+import llmc
 from llmc.checkpoint import Checkpoint
 from llmc.packed import find_packed
 from llmc.safetensors_file import load, read_folder
 
-FAST = {"num_samples": 8, "sequence_length": 48}
+FAST: dict[str, Any] = {"num_samples": 8, "sequence_length": 48}
 CONV1D = ("gpt2",)
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import tiny_models
 import torch
+
 from llmc.calibration.inputs import model_inputs
 from llmc.checkpoint import Checkpoint
 from llmc.structure import InputPoint
@@ -16,7 +17,7 @@ from llmc.walk import Walk
 
 def hessians(folder: Path, ids: torch.Tensor, **options: Any) -> dict[InputPoint, torch.Tensor]:
     checkpoint = Checkpoint(folder)
-    batches, _ = model_inputs(checkpoint.model, ids, 2, seed=0)
+    batches = model_inputs(checkpoint.model, ids, 2, seed=0)
     out: dict[InputPoint, torch.Tensor] = {}
     points: dict[str, list[InputPoint]] = {}
     for target in checkpoint.targets:
@@ -35,7 +36,7 @@ def oracle(folder: Path, ids: torch.Tensor) -> dict[InputPoint, torch.Tensor]:
     """Float64 means of x x^T from hooks on the whole model, experts by their routing."""
     import transformers
 
-    config = transformers.AutoConfig.from_pretrained(folder)
+    config: Any = transformers.AutoConfig.from_pretrained(folder)
     kind = getattr(transformers, config.architectures[0])
     model = kind.from_pretrained(folder, dtype=torch.float32, experts_implementation="eager").eval()
     seen: dict[InputPoint, list[torch.Tensor]] = {}
@@ -60,7 +61,7 @@ def oracle(folder: Path, ids: torch.Tensor) -> dict[InputPoint, torch.Tensor]:
         elif type(module).__name__.endswith("Experts"):
             module.register_forward_pre_hook(experts_hook(path), with_kwargs=True)
     with torch.no_grad():
-        for batch in model_inputs(model, ids, 2, seed=0)[0]:
+        for batch in model_inputs(model, ids, 2, seed=0):
             model(**batch)
     return {p: torch.cat(x).T @ torch.cat(x) / len(torch.cat(x)) for p, x in seen.items() if len(torch.cat(x))}
 
@@ -85,7 +86,7 @@ def test_every_target_sees_its_own_inputs(name: str, tmp_path: Path) -> None:
 def test_layers_with_one_input_share_one_hessian(tmp_path: Path) -> None:
     folder = tiny_models.build("llama", tmp_path / "m")
     checkpoint = Checkpoint(folder)
-    batches, _ = model_inputs(checkpoint.model, token_ids(), 2, seed=0)
+    batches = model_inputs(checkpoint.model, token_ids(), 2, seed=0)
     leaves = ["q_proj", "k_proj", "v_proj", "o_proj"]
     points = [InputPoint(f"model.layers.0.self_attn.{leaf}") for leaf in leaves]
     with Walk(checkpoint, batches) as walk:

@@ -153,7 +153,21 @@ def corpus(folder: Path, words: int = 6000) -> Path:
     import random
 
     rng = random.Random(7)
-    vocabulary = ["river", "stone", "lamp", "and", "the", "a", "walks", "sings", "old", "under", "bright", "keeps", "to"]
+    vocabulary = [
+        "river",
+        "stone",
+        "lamp",
+        "and",
+        "the",
+        "a",
+        "walks",
+        "sings",
+        "old",
+        "under",
+        "bright",
+        "keeps",
+        "to",
+    ]
     lines = [" ".join(rng.choices(vocabulary, k=12)) + "." for _ in range(words // 12)]
     path = folder / "corpus.txt"
     path.write_text("\n\n".join(lines), encoding="utf-8")

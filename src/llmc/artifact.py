@@ -7,6 +7,7 @@ run that is killed goes on after the last journalled unit and ends with the same
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import json
@@ -76,19 +77,22 @@ class Folder:
 
     def digest(self, name: str) -> str:
         """SHA-256 of the bytes that a tensor has on disk."""
-        slot = self.files.slots[name]
-        digest, at = hashlib.sha256(), slot.start
-        while at < slot.stop:
-            data = os.pread(self._open[slot.file], min(CHUNK, slot.stop - at), at)
+        digest = hashlib.sha256()
+        for data in self._pieces(name):
             digest.update(data)
-            at += len(data)
         return digest.hexdigest()
 
     def read(self, name: str) -> torch.Tensor:
         """A tensor written before."""
         slot = self.files.slots[name]
-        data = bytearray(os.pread(self._open[slot.file], slot.stop - slot.start, slot.start))
-        return torch.frombuffer(data, dtype=slot.dtype).view(slot.shape) if data else torch.empty(slot.shape, dtype=slot.dtype)
+        data = bytearray()
+        for piece in self._pieces(name):
+            data += piece
+        return (
+            torch.frombuffer(data, dtype=slot.dtype).view(slot.shape)
+            if data
+            else torch.empty(slot.shape, dtype=slot.dtype)
+        )
 
     def close(self) -> None:
         """Flush the weight files to disk and close them."""
@@ -97,10 +101,23 @@ class Folder:
             os.close(handle)
         self._open.clear()
 
+    def _pieces(self, name: str) -> Iterator[bytes]:
+        """The bytes that a tensor has on disk. Raises StorageError when the file has become shorter."""
+        slot = self.files.slots[name]
+        at = slot.start
+        while at < slot.stop:
+            with disk_errors(self.path, "read"):
+                data = os.pread(self._open[slot.file], min(CHUNK, slot.stop - at), at)
+            if not data:
+                raise StorageError(f"{slot.file} was cut while being written", where=self.path.name)
+            at += len(data)
+            yield data
+
     def _write_at(self, file: str, offset: int, data: memoryview) -> None:
-        while data:
-            written = os.pwrite(self._open[file], data[: 1 << 30], offset)
-            data, offset = data[written:], offset + written
+        with disk_errors(self.path / file):
+            while data:
+                written = os.pwrite(self._open[file], data[: 1 << 30], offset)
+                data, offset = data[written:], offset + written
 
 
 class Artifact:
@@ -119,6 +136,7 @@ class Artifact:
         self.folders = {name: Folder(self.partial / "model" / name, f) for name, f in files.items()}
         self.done: dict[str, Unit] = {}
         self._lock: int | None = None
+        self._others = False  # what lies there is an earlier run's
 
     def open(self, *, fresh: bool, force: bool) -> None:
         """Start or go on. Raises OutputError when OUT exists, is in use, or belongs to another run."""
@@ -126,13 +144,21 @@ class Artifact:
         with disk_errors(self.out):
             self.partial.mkdir(parents=True, exist_ok=True)
         self._take_lock()
-        journal = self._read_journal()
-        if fresh or journal is None:
+        try:
+            self._start([] if fresh else self._read_journal())
+        except BaseException:
+            self.abandon()
+            raise
+        self._others = False
+
+    def _start(self, journal: list[dict[str, Any]]) -> None:
+        """Make the weight files, or take over those of an earlier run with the same fingerprint."""
+        self._others = bool(journal)
+        if not journal:
             self._discard()
-            journal = []
-        elif journal[0].get("fingerprint") != self.fingerprint:
-            before = journal[0].get("fingerprint", {})
-            changed = sorted(k for k in self.fingerprint if before.get(k) != self.fingerprint[k])
+        elif journal[0]["fingerprint"] != self.fingerprint:
+            before = journal[0]["fingerprint"]
+            changed = sorted(k for k in self.fingerprint if before.get(k) != self.fingerprint[k]) or ["version"]
             raise OutputError(
                 f"an unfinished run with another {' and '.join(changed)} lies in {self.partial.name}",
                 where=self.out.name,
@@ -172,7 +198,7 @@ class Artifact:
             for handle in folder._open.values():
                 os.close(handle)
             folder._open.clear()
-        if self._lock is not None and not self.done:
+        if self._lock is not None and not self.done and not self._others:
             shutil.rmtree(self.partial, ignore_errors=True)
         self._release()
 
@@ -196,20 +222,21 @@ class Artifact:
                 continue
             shutil.rmtree(item) if item.is_dir() else item.unlink()
 
-    def _read_journal(self) -> list[dict[str, Any]] | None:
-        """The journal's lines; a last line cut off by a kill is dropped."""
+    def _read_journal(self) -> list[dict[str, Any]]:
+        """The journal's lines up to the first damaged one: a kill cuts the last line."""
         path = self.partial / "journal.jsonl"
-        if not path.is_file():
-            return None
-        lines = []
-        for line in path.read_bytes().split(b"\n"):
+        lines: list[dict[str, Any]] = []
+        for line in path.read_bytes().split(b"\n") if path.is_file() else ():
             try:
-                lines.append(json.loads(line))
+                document = json.loads(line)
             except ValueError:
                 break
-        if not lines:
-            return None
-        path.write_bytes(b"".join(json.dumps(line).encode() + b"\n" for line in lines))
+            kind = document.get("unit" if lines else "fingerprint") if isinstance(document, dict) else None
+            if not isinstance(kind, str if lines else dict):
+                break
+            lines.append(document)
+        if lines:
+            path.write_bytes(b"".join(json.dumps(line).encode() + b"\n" for line in lines))
         return lines
 
     def _append(self, line: dict[str, Any]) -> None:
@@ -220,17 +247,22 @@ class Artifact:
 
     def _intact(self, line: dict[str, Any]) -> Unit | None:
         """The journalled unit if its tensors are on disk as recorded."""
-        unit = Unit(line["unit"], line["tensors"], line["report"])
-        for name, tensors in unit.tensors.items():
-            if any(self.folders[name].digest(tensor) != digest for tensor, digest in tensors.items()):
-                return None
+        try:
+            unit = Unit(line["unit"], line["tensors"], line["report"])
+            for name, tensors in unit.tensors.items():
+                if any(self.folders[name].digest(tensor) != digest for tensor, digest in tensors.items()):
+                    return None
+        except (KeyError, AttributeError):  # JSON, but nothing that a run writes
+            return None
         return unit
 
     def _check_space(self, need: int) -> None:
         free = shutil.disk_usage(self.partial).free
         if need > free:
             raise StorageError(
-                f"not enough disk: {need} bytes needed, {free} free", where=self.out.name, fix="free some, or choose another -o"
+                f"not enough disk: {need} bytes needed, {free} free",
+                where=self.out.name,
+                fix="free some, or choose another -o",
             )
 
 
@@ -258,16 +290,19 @@ def raw_bytes(tensor: torch.Tensor) -> memoryview:
     """The bytes of a contiguous CPU tensor, without a copy."""
     if tensor.numel() == 0:
         return memoryview(b"")
-    return memoryview(tensor.contiguous().view(-1).view(torch.uint8).numpy())
+    data: Any = tensor.contiguous().view(-1).view(torch.uint8).numpy()
+    return memoryview(data)
 
 
 @contextmanager
-def disk_errors(out: Path) -> Iterator[None]:
+def disk_errors(out: Path, what: str = "write") -> Iterator[None]:
     """Turn errors of the operating system into one line about the disk."""
     try:
         yield
     except OSError as error:
-        raise StorageError(f"cannot write: {error.strerror or error}", where=out.name) from error
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        fix = "free some space and run the same command again" if full else ""
+        raise StorageError(f"cannot {what}: {error.strerror or error}", where=out.name, fix=fix) from error
 
 
 def _sync_directory(path: Path) -> None:

@@ -90,10 +90,7 @@ class Checkpoint:
         order = {b: i for i, b in enumerate(self.skeleton.blocks)}
         drop = set(self.duplicates)
         found = [
-            target
-            for group in self.skeleton.groups
-            for target in self._targets_of(group)
-            if target.tensor not in drop
+            target for group in self.skeleton.groups for target in self._targets_of(group) if target.tensor not in drop
         ]
         return sorted(found, key=lambda t: order.get(t.block or "", len(order) if t.kind != "embedding" else -1))
 
@@ -111,11 +108,13 @@ class Checkpoint:
         return tensor.t().contiguous() if target.transposed else tensor
 
     def fingerprint(self) -> str:
-        """SHA-256 over names, dtypes, shapes, sizes and times of the weight files and the config: what a resume checks."""
+        """SHA-256 over config, names, dtypes, shapes, sizes and times of the weights: what a resume checks."""
         digest = hashlib.sha256(json.dumps(self.config_dict, sort_keys=True).encode())
         for name, entry in sorted(self.entries.items()):
             stat = entry.file.stat()
-            digest.update(repr((name, str(entry.dtype), entry.shape, entry.start, stat.st_size, stat.st_mtime_ns)).encode())
+            digest.update(
+                repr((name, str(entry.dtype), entry.shape, entry.start, stat.st_size, stat.st_mtime_ns)).encode()
+            )
         return digest.hexdigest()
 
     def fill(
@@ -272,8 +271,9 @@ def _check_sizes(config: dict[str, Any], tensors: int, folder: Path) -> None:
             if bounds is None or value is None or isinstance(value, list):
                 continue
             if type(value) is not int or not bounds[0] <= value <= bounds[1]:
+                low, high = bounds
                 raise CheckpointError(
-                    f"config.json: {key} is {json.dumps(value)[:40]}, expected an integer from {bounds[0]} to {bounds[1]}",
+                    f"config.json: {key} is {json.dumps(value)[:40]}, expected an integer from {low} to {high}",
                     where=folder.name,
                 )
 
@@ -293,7 +293,7 @@ def _transformers_config(folder: Path) -> Any:
     from transformers import AutoConfig
 
     try:
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+        config: Any = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
         if hasattr(config, "quantization_config"):
             del config.quantization_config
         return config

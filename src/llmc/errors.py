@@ -103,7 +103,7 @@ class MemoryLimitError(LlmcError):
     exit_code = 4
 
 
-class InterruptedRun(LlmcError):
+class InterruptedRun(LlmcError):  # noqa: N818 - what happened is no error of anybody
     kind = "interrupted"
     exit_code = 130
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ import torch
 
 from llmc.artifact import Artifact, Folder, Unit, check_apart, check_out, raw_bytes
 from llmc.calibration.data import CalibrationSet, load_calibration
-from llmc.calibration.inputs import model_inputs
+from llmc.calibration.inputs import model_inputs, noise_note
 from llmc.checkpoint import Checkpoint
 from llmc.encoding import Stored, encode_together, require_finite, store
 from llmc.errors import InputError
@@ -53,10 +54,14 @@ class Execution:
         self.workers = torch.get_num_threads()
         self.dtype = getattr(torch, job.recipe.compute_dtype)
         self.notes: list[str] = list(job.notes)
-        self.total = sum(e.numel for n in job.checkpoint.stored if (e := job.checkpoint.entries[n]))
+        if calibration is not None and (note := noise_note(job.checkpoint.model)):
+            self.notes.append(note)
+        self.total = sum(job.checkpoint.entries[name].numel for name in job.checkpoint.stored)
         self.seen = 0
         self.places: list[tuple[str, Container, Folder]] = [
-            (folder, c, artifact.folders[folder]) for name, c in job.containers.items() for folder in [job.folder_of(name)]
+            (folder, c, artifact.folders[folder])
+            for name, c in job.containers.items()
+            for folder in [job.folder_of(name)]
         ]
 
     def run(self) -> Written:
@@ -64,14 +69,16 @@ class Execution:
         self._unit(RAW, self._copy_raw)
         for spec in self._outside():
             if spec.target.point is None or not self.job.needs_statistics:
-                self._unit(spec.target.name, lambda spec=spec: self._encode([spec], None))
+                self._unit(spec.target.name, partial(self._encode, [spec], None))
         blocks = self._by_block()
         if self.job.needs_statistics and not self._all_done(blocks):
             self._walk(blocks)
         else:
             for path, specs in blocks.items():
-                self._unit(path, lambda specs=specs: self._encode(specs, None))
-        return Written(tuple(self.artifact.done.values()), tuple(self.notes), self.calibration)
+                self._unit(path, partial(self._encode, specs, None))
+        done = self.artifact.done  # a unit that was redone stands last there
+        order = [RAW, *(s.target.name for s in self._outside()), *blocks]
+        return Written(tuple(done[n] for n in dict.fromkeys(order) if n in done), tuple(self.notes), self.calibration)
 
     def _outside(self) -> list[Spec]:
         return [s for s in self.job.specs.values() if s.target.block is None or s.target.kind == "embedding"]
@@ -124,8 +131,7 @@ class Execution:
         recipe, checkpoint = self.job.recipe, self.job.checkpoint
         options = recipe.calibration
         size = batch_size(options) if options is not None else 1
-        batches, note = model_inputs(checkpoint.model, self.calibration.token_ids, size, recipe.seed)
-        self.notes += [note] if note else []
+        batches = model_inputs(checkpoint.model, self.calibration.token_ids, size, recipe.seed)
         heads = [path for path in blocks if path not in checkpoint.skeleton.blocks]
         with Walk(
             checkpoint,
@@ -140,11 +146,10 @@ class Execution:
             for path in walk.blocks(self._replaced, lambda p: self._keeps_original(blocks.get(p, []))):
                 specs = blocks.get(path, [])
                 if specs:
-                    self._unit(path, lambda path=path, specs=specs: self._calibrated(walk, path, specs))
-        unreached = [p for p in blocks if p not in walk.visited]
-        for path in unreached:
-            self.notes.append(f"{path} was never reached by calibration: rounded with an identity Hessian")
-            self._unit(path, lambda path=path: self._encode(blocks[path], {}))
+                    self._unit(path, partial(self._calibrated, walk, path, specs))
+        for path in blocks:
+            if path not in walk.visited:  # never reached: rounded with an identity Hessian, and the report says so
+                self._unit(path, partial(self._encode, blocks[path], {}))
 
     def _calibrated(self, walk: Walk, path: str, specs: Sequence[Spec]) -> list[Stored]:
         """Compress a loaded block, stage by stage, with statistics of what reaches it then."""
@@ -262,7 +267,13 @@ def single_threaded_torch() -> Iterator[None]:
 
 
 def execute(
-    job: Job, out: Path, *, fresh: bool, force: bool, progress: Progress | None, finish: Callable[[Artifact, Written], Any]
+    job: Job,
+    out: Path,
+    *,
+    fresh: bool,
+    force: bool,
+    progress: Progress | None,
+    finish: Callable[[Artifact, Written], Any],
 ) -> Any:
     """Carry out a job into `out`. `finish` writes the other files and puts the artifact in place."""
     check_apart(out, job.checkpoint.folder)

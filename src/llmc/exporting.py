@@ -46,7 +46,11 @@ class Exported:
         }
 
     def tables(self) -> list[Table]:
-        rows = (("format", self.container), ("weight files", f"{self.weight_bytes:,} bytes"), ("matrices", str(self.matrices)))
+        rows = (
+            ("format", self.container),
+            ("weight files", f"{self.weight_bytes:,} bytes"),
+            ("matrices", str(self.matrices)),
+        )
         return [Table(f"Written to {self.out}", ("what", ""), rows)]
 
 
@@ -157,7 +161,9 @@ def _encoded(packed: Packed, spec: Spec) -> Encoded:
     decoded = encoded.dequantize(packed.dtype)
     if not torch.equal(decoded, packed.decode()):
         raise UnsupportedError(
-            "its columns are assigned to groups out of order (act-order with g_idx)", where=packed.name, fix="use --format dense"
+            "its columns are assigned to groups out of order (act-order with g_idx)",
+            where=packed.name,
+            fix="use --format dense",
         )
     wanted = getattr(torch, getattr(spec.grid, "scale_dtypes", ("float32",))[0])
     scale = encoded.params["scale"]
@@ -189,7 +195,15 @@ def _seal(
     notes = [*old.get("notes", []), f"exported from {checkpoint.folder.name}"]
     card = model_card(name, base, container.name, runtimes, old.get("recipe", {}), sizes, notes)
     (folder.path / "README.md").write_text(card, encoding="utf-8")
-    kept = {k: old[k] for k in ("llmc", "recipe", "seed", "versions", "calibration") if k in old}
+    kept: dict[str, Any] = {k: old[k] for k in ("llmc", "recipe", "seed", "versions", "calibration") if k in old}
     tensors = {n: {"file": folder.files.slots[n].file, "sha256": d} for n, d in sorted(unit.tensors[""].items())}
-    body = {**kept, "base_model": base, "format": container.name, "sizes": sizes, "tensors": tensors, "targets": rows, "notes": notes}
+    body = {
+        **kept,
+        "base_model": base,
+        "format": container.name,
+        "sizes": sizes,
+        "tensors": tensors,
+        "targets": rows,
+        "notes": notes,
+    }
     write_manifest(folder.path, body)

@@ -18,11 +18,17 @@ Seal = Callable[[Any], None]
 
 
 def complete_folder(job: Job, container: Container, folder: Folder, written: Written, name: str) -> Seal:
-    """Write everything but card and manifest; the returned function takes the eval report (or None) and writes those."""
+    """Write all but card and manifest; the returned function takes the eval report (or None) and writes those."""
     folder.close()
     specs = list(job.specs.values())
     write_sidecar(
-        folder.path, job.checkpoint.folder, job.checkpoint.config_dict, container, specs, job.facts, folder.files.index()
+        folder.path,
+        job.checkpoint.folder,
+        job.checkpoint.config_dict,
+        container,
+        specs,
+        job.facts,
+        folder.files.index(),
     )
 
     def seal(report: Any) -> None:

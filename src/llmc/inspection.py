@@ -63,7 +63,11 @@ class Inspection:
             for layer in self.layers
         )
         columns = ("matrix", "encoding", "shape", "bits_per_weight", "SNR dB")
-        return [Table(self.name, ("what", ""), head), Table("Encodings", *_by_encoding(self.layers)), Table("Matrices", columns, rows)]
+        return [
+            Table(self.name, ("what", ""), head),
+            Table("Encodings", *_by_encoding(self.layers)),
+            Table("Matrices", columns, rows),
+        ]
 
 
 def inspect(folder: str | Path) -> Inspection:
@@ -78,7 +82,8 @@ def inspect(folder: str | Path) -> Inspection:
     manifest = read_manifest(path)
     measured = {row["target"]: row.get("snr_db") for row in (manifest or {}).get("targets", [])}
     layers = [
-        _layer(p.name, describe(p), list(p.shape), p.stored_bytes, p.numel, measured.get(p.name)) for p in packed.values()
+        _layer(p.name, describe(p), list(p.shape), p.stored_bytes, p.numel, measured.get(p.name))
+        for p in packed.values()
     ]
     other = 0
     for entry in plain.values():
@@ -97,7 +102,9 @@ def inspect(folder: str | Path) -> Inspection:
         bits_per_weight=8 * sum(e.nbytes for e in entries.values()) / max(elements, 1),
         layers=tuple(sorted(layers, key=lambda layer: str(layer["name"]))),
         other_bytes=other,
-        manifest=None if manifest is None else {k: manifest.get(k) for k in ("base_model", "format", "llmc", "recipe", "sizes")},
+        manifest=None
+        if manifest is None
+        else {k: manifest.get(k) for k in ("base_model", "format", "llmc", "recipe", "sizes")},
     )
 
 

@@ -8,12 +8,31 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 FORMAT_VERSION = 1
 MANIFEST = "llmc.json"
 SUMS = "SHA256SUMS"
+
+KINDS: dict[str, type] = {
+    "tensors": dict,
+    "targets": list,
+    "files": dict,
+    "fields": dict,
+    "base_model": str,
+    "format": str,
+    "recipe": dict,
+    "sizes": dict,
+    "notes": list,
+}
+RECORDS: dict[str, dict[str, type]] = {
+    "tensors": {"file": str, "sha256": str},
+    "targets": {"target": str, "tensor": str, "transposed": bool, "decoded": str},
+    "files": {"bytes": int, "sha256": str},
+    "fields": {},
+}
 
 
 def digest_file(path: Path) -> str:
@@ -59,8 +78,33 @@ def write_manifest(folder: Path, body: dict[str, Any]) -> None:
 
 
 def read_manifest(folder: Path) -> dict[str, Any] | None:
-    """The manifest of an artifact, or None when the folder has none that can be read."""
-    return _json_object(folder / MANIFEST) if (folder / MANIFEST).is_file() else None
+    """The manifest of an artifact, or None when the folder has none that can be read and makes sense."""
+    document = _json_object(folder / MANIFEST) if (folder / MANIFEST).is_file() else None
+    return None if document is None or malformed(document) is not None else document
+
+
+def malformed(document: dict[str, Any]) -> str | None:
+    """The first field of a manifest that is not of its type, e.g. `targets[3].tensor`; None when all are."""
+    if document.get("format_version") != FORMAT_VERSION:
+        return "format_version"
+    for name, kind in KINDS.items():
+        if not isinstance(document.get(name, kind()), kind):
+            return name
+    for name, record in RECORDS.items():
+        values = document.get(name, {})
+        for key, value in values.items() if isinstance(values, dict) else enumerate(values):
+            if not isinstance(value, dict):
+                return f"{name}[{key}]"
+            wrong = next((k for k, kind in record.items() if not isinstance(value.get(k), kind)), None)
+            if wrong is not None:
+                return f"{name}[{key}].{wrong}"
+    return None
+
+
+def field_at(data: bytes, offset: int) -> str | None:
+    """The top-level field of a JSON file, as llmc and transformers write them, in which the byte at `offset` lies."""
+    keys = re.findall(rb'^  "([^"\n]*)":', data[: offset + 1], re.MULTILINE)
+    return keys[-1].decode(errors="replace") if keys else None
 
 
 def _json_object(path: Path) -> dict[str, Any] | None:

@@ -1,4 +1,4 @@
-"""Matrices that a folder stores encoded, whoever wrote it: found by their names on disk, decoded by the reference kernels."""
+"""Matrices that a folder stores encoded, whoever wrote it: found by their names, decoded by the reference kernels."""
 
 from __future__ import annotations
 

@@ -97,7 +97,12 @@ class DryRun:
 
 
 def plan(
-    model: str | None = None, *, recipe: str | None = None, overrides: Sequence[str] = (), token: str | None = None, **options: Any
+    model: str | None = None,
+    *,
+    recipe: str | None = None,
+    overrides: Sequence[str] = (),
+    token: str | None = None,
+    **options: Any,
 ) -> PlanResult:
     """What `quantize` with the same options, or `run` of a recipe, will cost. Computes nothing, writes nothing.
 
@@ -168,11 +173,11 @@ def run(
 
 
 def _recipe(model: str | None, recipe: str | None, overrides: Sequence[str], options: dict[str, Any]) -> Recipe:
-    if (model is None) == (recipe is None):
-        raise UsageError("give either MODEL or --recipe", fix="llmc plan MODEL, or llmc plan --recipe R")
-    if recipe is not None:
+    if recipe is not None and model is None:
         return load_recipe(recipe, overrides)
-    return from_options(model, **options)
+    if model is not None and recipe is None:
+        return from_options(model, **options)
+    raise UsageError("give either MODEL or --recipe", fix="llmc plan MODEL, or llmc plan --recipe R")
 
 
 def _open(recipe: Recipe, token: str | None) -> Checkpoint:

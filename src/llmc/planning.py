@@ -247,7 +247,9 @@ def _selected(stage: Stage, targets: Sequence[Target]) -> list[Target]:
     for pattern in (*stage.targets, *stage.ignore):
         if not any(matches(t, pattern) for t in targets):
             names = [t.name for t in targets]
-            raise UsageError(f"no matrix is named {pattern!r}", where=f"stage {stage.name}", fix=suggest(pattern, names[:8]))
+            raise UsageError(
+                f"no matrix is named {pattern!r}", where=f"stage {stage.name}", fix=suggest(pattern, names[:8])
+            )
     picked = [t for t in targets if any(matches(t, p) for p in stage.targets)] if stage.targets else _default(targets)
     return [t for t in picked if not any(matches(t, p) for p in stage.ignore)]
 
@@ -276,7 +278,9 @@ def _check_groups(specs: dict[str, Spec]) -> None:
             fits = [g for g in (128, 64, 32, 16) if all(s.target.shape[1] % g == 0 for s in specs.values())]
             offers = " or ".join([*(f"--group-size {g}" for g in fits[:2]), "--group-size channel"])
             raise UsageError(
-                f"group_size {size} does not divide the {columns} input columns", where=spec.target.name, fix=f"use {offers}"
+                f"group_size {size} does not divide the {columns} input columns",
+                where=spec.target.name,
+                fix=f"use {offers}",
             )
 
 

@@ -145,6 +145,14 @@ def _opened(path: Path) -> Iterator[int]:
         os.close(fd)
 
 
+def is_regular(path: Path) -> bool:
+    """Whether `path` is a regular file, or a symbolic link to one in its folder or Hugging Face cache."""
+    try:
+        return bool(_resolved(path))
+    except CheckpointError:
+        return False
+
+
 def _resolved(path: Path) -> str:
     """The regular file at `path`, behind a symbolic link too if that stays in its folder or Hugging Face cache."""
     try:

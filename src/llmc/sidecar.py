@@ -11,6 +11,7 @@ from typing import Any
 from llmc.formats.container import Container, Facts, Spec
 from llmc.formats.kernel_folder import kernel_files
 from llmc.manifest import dump_json
+from llmc.safetensors_file import is_regular
 
 CARRIED = (
     "generation_config.json",
@@ -40,7 +41,7 @@ NEVER = ("*.py", "*.bin", "*.pt", "*.pth", "*.pkl", "*.safetensors", "*.gguf")
 
 def carried_files(folder: Path) -> list[Path]:
     """The files of a model folder that belong in its compressed copy."""
-    names = [p for p in sorted(folder.iterdir()) if p.is_file()]
+    names = [p for p in sorted(folder.iterdir()) if p.name.isprintable() and is_regular(p)]
     return [p for p in names if _any(p.name, CARRIED) and not _any(p.name, NEVER)]
 
 

@@ -95,7 +95,7 @@ class Skeleton:
         rules = get_model_conversion_mapping(self.model)
         renamings = [r for r in rules if isinstance(r, WeightRenaming)]
         converters = [r for r in rules if isinstance(r, WeightConverter)]
-        by_pattern = {p: c for c in converters for p in c.source_patterns}
+        by_pattern: dict[str | None, Any] = {p: c for c in converters for p in c.source_patterns}
         state = self.model.state_dict()
         groups: dict[str, Group] = {}
         unused = []
@@ -113,12 +113,16 @@ class Skeleton:
     def _keys_of(self, group: Group) -> tuple[str, ...]:
         if group.converter is None:
             return (group.name,)
-        metas = {n: torch.empty(self.entries[n].shape, dtype=self.entries[n].dtype, device="meta") for n, _ in group.sources}
+        metas = {
+            n: torch.empty(self.entries[n].shape, dtype=self.entries[n].dtype, device="meta") for n, _ in group.sources
+        }
         try:
             return tuple(group.convert(metas, self.model))
         except Exception as error:  # transformers' operations raise whatever torch raises
             names = ", ".join(n for n, _ in group.sources[:3])
-            raise CheckpointError(f"tensors {names}, ... do not form {group.name}: {error}", where=self.where) from error
+            raise CheckpointError(
+                f"tensors {names}, ... do not form {group.name}: {error}", where=self.where
+            ) from error
 
     def _ties(self) -> dict[str, tuple[str, ...]]:
         """Parameter path -> all paths that share its tensor."""
@@ -146,7 +150,9 @@ class Skeleton:
             present = any(k in self.group_of for k in self.ties.get(key, (key,)))
             if not present and not any(re.search(p, key) for p in optional):
                 raise CheckpointError(
-                    f"tensor {key} is missing: config.json asks for it", where=self.where, fix="download the model again"
+                    f"tensor {key} is missing: config.json asks for it",
+                    where=self.where,
+                    fix="download the model again",
                 )
 
     def _check_shapes(self, group: Group, state: dict[str, torch.Tensor]) -> None:
@@ -176,7 +182,7 @@ def instantiate(config: Any, where: str) -> Any:
         )
     try:
         with init_empty_weights(include_buffers=False):
-            model = cls(config)
+            model: Any = cls(config)
     except Exception as error:  # whatever each architecture raises, an AssertionError of torch among it
         line = " ".join(str(error).split())[:300]
         raise CheckpointError(f"config.json does not describe a {names[0]}: {line}", where=where) from error

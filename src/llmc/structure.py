@@ -77,7 +77,9 @@ class Target:
 class Statistic(Protocol):
     """An online, mergeable accumulator at one input point."""
 
-    def update(self, x: torch.Tensor, *, reference: torch.Tensor | None = None, weight: torch.Tensor | None = None) -> None:
+    def update(
+        self, x: torch.Tensor, *, reference: torch.Tensor | None = None, weight: torch.Tensor | None = None
+    ) -> None:
         """Take in `x: [tokens, features]`."""
 
     def merge(self, other: Any) -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,11 +18,11 @@ import torch
 from llmc.artifact import raw_bytes
 from llmc.checkpoint import Checkpoint
 from llmc.encoding import decibels
-from llmc.errors import CheckpointError, InputError, LlmcError, VerifyError
+from llmc.errors import InputError, LlmcError, VerifyError, printable
 from llmc.hub import resolve_model
-from llmc.manifest import MANIFEST, SUMS, digest_file, field_digests, read_manifest
+from llmc.manifest import MANIFEST, SUMS, digest_file, dump_json, field_at, field_digests, malformed
 from llmc.packed import find_packed
-from llmc.safetensors_file import TensorEntry, load, read_file
+from llmc.safetensors_file import TensorEntry, load, read_file, read_folder
 from llmc.structure import Progress, Table, silent
 
 TOLERANCE_DB = 1e-3
@@ -47,10 +46,11 @@ class Verification:
     @property
     def failure(self) -> VerifyError | None:
         """The error that the problems amount to."""
-        if self.ok:
+        if not self.problems:
             return None
-        more = f" and {len(self.problems) - 1} more" if len(self.problems) > 1 else ""
-        return VerifyError(self.problems[0] + more, where=self.name, fix="write or download the artifact again")
+        first, *others = self.problems
+        more = f" and {len(others)} more" if others else ""
+        return VerifyError(first + more, where=self.name, fix="write or download the artifact again")
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -88,21 +88,18 @@ def verify(folder: str | Path, against: str | Path | None = None, *, progress: P
         raise InputError(f"no {MANIFEST} and no {SUMS}", where=path.name, fix="llmc verify checks what llmc wrote")
     report = progress or silent
     damaged, problems = _check_sums(path, report)
-    manifest = read_manifest(path)
-    if manifest is None:
-        return Verification(path.name, len(damaged), 0, 0, None, tuple(problems or [f"{MANIFEST}: unreadable"]))
-    tensors = manifest.get("tensors", {})
+    manifest, reason = _manifest(path)
+    problems += [f"{MANIFEST}: {reason}"] if reason else []
     for name in damaged:
         problems += _explain(path, name, manifest)
-    decoded = 0
-    if not any(name.endswith(".safetensors") for name in damaged):
-        found, decoded = _check_values(path, manifest, report)
-        problems += found
-        if against is not None and not found:
-            problems += _check_against(path, Path(resolve_model(str(against))), manifest)
-    files = len(manifest.get("files", {}))
-    name = None if against is None else Path(against).name
-    return Verification(path.name, files, len(tensors), decoded, name, tuple(dict.fromkeys(problems)))
+    tensors, decoded = 0, 0
+    if not problems:
+        problems, tensors, decoded = _check_values(path, manifest, report)
+    if not problems and against is not None:
+        problems = _check_against(path, resolve_model(str(against)), manifest)
+    original = None if against is None else Path(against).name
+    lines = tuple(dict.fromkeys(map(printable, problems)))
+    return Verification(path.name, len(manifest.get("files", {})), tensors, decoded, original, lines)
 
 
 def require_verified(folder: Path) -> None:
@@ -117,7 +114,7 @@ def _check_sums(path: Path, progress: Progress) -> tuple[list[str], list[str]]:
     problems: list[str] = []
     listed: dict[str, str] = {}
     try:
-        lines = (path / SUMS).read_bytes().decode("ascii").split("\n")
+        lines = (path / SUMS).read_bytes().decode().split("\n")
     except (OSError, UnicodeDecodeError):
         return [], [f"{SUMS}: missing or not text"]
     for number, line in enumerate(lines, 1):
@@ -129,7 +126,7 @@ def _check_sums(path: Path, progress: Progress) -> tuple[list[str], list[str]]:
     present = {p.relative_to(path).as_posix() for p in path.rglob("*") if p.is_file()} - {SUMS}
     present = {name for name in present if "__pycache__" not in name}  # of a kernel that was imported from here
     problems += [f"{name}: not listed in {SUMS}" for name in sorted(present - listed.keys())]
-    problems += [f"{name}: missing" for name in sorted(listed.keys() - present)]
+    problems += [f"{name}: listed in {SUMS}, and missing" for name in sorted(listed.keys() - present)]
     damaged = []
     here = sorted(present & listed.keys())
     for done, name in enumerate(here):
@@ -139,72 +136,120 @@ def _check_sums(path: Path, progress: Progress) -> tuple[list[str], list[str]]:
     return damaged, problems
 
 
-def _explain(path: Path, name: str, manifest: dict[str, Any]) -> list[str]:
-    """What differs in a damaged file: tensors, header, or fields."""
-    if name.endswith(".safetensors"):
-        return [f"{name}: {what}" for what in _damaged_tensors(path / name, manifest)]
-    recorded = manifest.get("fields", {}).get(name)
-    if recorded is None:
-        return [f"{name}: content differs from {SUMS}"]
+def _manifest(path: Path) -> tuple[dict[str, Any], str | None]:
+    """The manifest, empty when it cannot be used, and what is wrong with it."""
+    if not (path / MANIFEST).is_file():
+        return {}, "missing"
+    document, reason = _object(path / MANIFEST)
+    if reason is None:
+        wrong = malformed(document)
+        reason = f"field {wrong!r} is not what llmc writes there" if wrong else None
+    return ({}, reason) if reason else (document, None)
+
+
+def _object(file: Path) -> tuple[dict[str, Any], str | None]:
+    """The object in a JSON file, empty when there is none, and why, with the field where it broke."""
+    data = file.read_bytes()
     try:
-        document = json.loads((path / name).read_bytes())
-        now = field_digests(document)
-    except (ValueError, RecursionError, AttributeError) as error:
-        return [f"{name}: {error}"]
+        document = json.loads(data.decode())
+    except json.JSONDecodeError as error:
+        return {}, f"field {field_at(data, len(error.doc[: error.pos].encode()))!r} is not JSON: {error}"
+    except UnicodeDecodeError as error:
+        return {}, f"field {field_at(data, error.start)!r} is not UTF-8"
+    except (ValueError, RecursionError) as error:
+        return {}, f"not JSON: {error}"
+    return (document, None) if isinstance(document, dict) else ({}, "not a JSON object")
+
+
+def _explain(path: Path, name: str, manifest: dict[str, Any]) -> list[str]:
+    """What differs in a file whose digest is not the listed one: tensors, header, fields, or the list."""
+    recorded = manifest.get("files", {}).get(name)
+    if recorded is not None and recorded["sha256"] == digest_file(path / name):
+        return [f"{SUMS}: its digest of {name} is damaged: {MANIFEST} has the right one"]
+    if name.endswith(".safetensors"):
+        return [f"{name}: {what}" for what in _damaged_file(path / name, manifest)]
+    fields = manifest.get("fields", {}).get(name)
     if name == MANIFEST:
-        now.pop("fields", None)
-    fields = sorted(k for k in now.keys() | recorded.keys() if now.get(k) != recorded.get(k))
-    if name == MANIFEST and not fields:
-        fields = ["fields"]
-    return [f"{name}: field {field!r} differs" for field in fields] or [f"{name}: spelling differs, values are the same"]
+        return _explain_manifest(path, manifest)
+    if fields is None:
+        return [f"{name}: content differs from {SUMS}"]
+    document, reason = _object(path / name)
+    if reason is not None:
+        return [f"{name}: {reason}"]
+    differing = _differing(field_digests(document), fields)
+    return [f"{name}: field {field!r} differs" for field in differing] or [f"{name}: spelling differs, values do not"]
 
 
-def _damaged_tensors(file: Path, manifest: dict[str, Any]) -> Iterator[str]:
+def _explain_manifest(path: Path, manifest: dict[str, Any]) -> list[str]:
+    """What differs in the manifest: a field or the digest of one, a digest of another file's, or only the list."""
+    if not manifest:
+        return []  # said already why it cannot be used
+    now = {k: d for k, d in field_digests(manifest).items() if k != "fields"}
+    fields = _differing(now, manifest.get("fields", {}).get(MANIFEST, {}))
+    if fields:
+        return [f"{MANIFEST}: field {field!r} differs from its digest in 'fields'" for field in fields]
+    for name, recorded in manifest.get("fields", {}).items():
+        if (
+            name != MANIFEST
+            and (path / name).is_file()
+            and _differing(field_digests(_object(path / name)[0]), recorded)
+        ):
+            return [f"{MANIFEST}: field 'fields' differs: its digests of {name}"]
+    if dump_json(manifest) == (path / MANIFEST).read_bytes():
+        return [f"{SUMS}: its digest of {MANIFEST} is damaged"]
+    return [f"{MANIFEST}: spelling differs, values do not"]
+
+
+def _differing(now: dict[str, Any], recorded: dict[str, Any]) -> list[str]:
+    return sorted(k for k in now.keys() | recorded.keys() if now.get(k) != recorded.get(k))
+
+
+def _damaged_file(file: Path, manifest: dict[str, Any]) -> list[str]:
     try:
         entries = read_file(file).entries
     except LlmcError as error:
-        yield f"header: {error.message}"
-        return
-    recorded = {n: t["sha256"] for n, t in manifest.get("tensors", {}).items() if t["file"] == file.name}
-    found = False
+        return [f"header: {error.message}"]
+    recorded = {n: t for n, t in manifest.get("tensors", {}).items() if t["file"] == file.name}
+    return _damaged_tensors(entries, recorded) or ["header differs, tensors do not"]
+
+
+def _damaged_tensors(entries: dict[str, TensorEntry], recorded: dict[str, Any]) -> list[str]:
+    """What differs between the tensors on disk and those recorded, by their stored bytes."""
+    out = []
     for name in sorted(recorded.keys() | entries.keys()):
         if name not in entries or name not in recorded:
-            found = True
-            yield f"header: tensor {name!r} is {'missing' if name in recorded else 'not recorded'}"
-        elif _digest(entries[name]) != recorded[name]:
-            found = True
-            yield f"tensor {name} differs"
-    if not found:
-        yield "header differs, tensors are the same"
+            out.append(f"header: tensor {name!r} is {'missing' if name in recorded else 'not recorded'}")
+        elif _digest(entries[name]) != recorded[name]["sha256"]:
+            out.append(f"tensor {name} differs")
+    return out
 
 
 def _digest(entry: TensorEntry) -> str:
     return hashlib.sha256(raw_bytes(load(entry))).hexdigest()
 
 
-def _check_values(path: Path, manifest: dict[str, Any], progress: Progress) -> tuple[list[str], int]:
-    """Decode every Target by its reference kernel and compare hashes."""
-    problems = []
-    entries = _entries(path)
-    packed = find_packed(entries)
+def _check_values(path: Path, manifest: dict[str, Any], progress: Progress) -> tuple[list[str], int, int]:
+    """Compare every tensor's bytes, and every Target's values by its reference kernel, with what is recorded.
+
+    Returns the problems, and how many tensors and how many Targets were compared.
+    """
+    try:
+        entries = read_folder(path)
+        packed = find_packed(entries)
+    except InputError as error:
+        return [str(error)], 0, 0
+    problems = _damaged_tensors(entries, manifest.get("tensors", {}))
     rows = manifest.get("targets", [])
     for done, row in enumerate(rows):
         progress("decode", done, len(rows))
         try:
             values = _decoded(row, entries, packed)
-        except (CheckpointError, KeyError) as error:
+        except (InputError, KeyError, RuntimeError) as error:
             problems.append(f"target {row['target']}: {error}")
             continue
         if hashlib.sha256(raw_bytes(values)).hexdigest() != row["decoded"]:
             problems.append(f"target {row['target']}: decodes to other values than recorded")
-    return problems, len(rows) - len(problems)
-
-
-def _entries(path: Path) -> dict[str, TensorEntry]:
-    entries: dict[str, TensorEntry] = {}
-    for file in sorted(path.glob("*.safetensors")):
-        entries |= read_file(file).entries
-    return entries
+    return problems, len(entries), len(rows)
 
 
 def _decoded(row: dict[str, Any], entries: dict[str, TensorEntry], packed: dict[str, Any]) -> torch.Tensor:
@@ -216,16 +261,18 @@ def _decoded(row: dict[str, Any], entries: dict[str, TensorEntry], packed: dict[
 
 
 def _check_against(path: Path, original: Path, manifest: dict[str, Any]) -> list[str]:
+    """Measure the errors again from the original weights, and compare the tensors that were kept."""
     checkpoint = Checkpoint(original)
     targets = {t.tensor: t for t in checkpoint.targets}
-    entries = _entries(path)
+    entries = read_folder(path)
     packed = find_packed(entries)
     problems = []
     for row in manifest.get("targets", []):
-        if row["tensor"] not in targets:
-            problems.append(f"target {row['target']}: not in {original.name}")
+        target, decoded = targets.get(row["tensor"]), _decoded(row, entries, packed)
+        if target is None or target.shape != tuple(decoded.shape):
+            problems.append(f"target {row['target']}: not in {original.name}, or of another shape there")
             continue
-        snr = signal_to_noise(checkpoint.matrix(targets[row["tensor"]]), _decoded(row, entries, packed))
+        snr = signal_to_noise(checkpoint.matrix(target), decoded)
         if "snr_db" in row and not _close(snr, row["snr_db"]):
             problems.append(f"target {row['target']}: SNR {snr} dB, reported {row['snr_db']}")
     encoded = {row["tensor"] for row in manifest.get("targets", [])}
@@ -244,7 +291,7 @@ def signal_to_noise(original: torch.Tensor, decoded: torch.Tensor) -> float | No
     return decibels(signal, noise)
 
 
-def _close(one: float | None, other: float | None) -> bool:
-    if one is None or other is None:
+def _close(one: float | None, other: Any) -> bool:
+    if one is None or not isinstance(other, int | float):
         return one is other
     return abs(one - other) <= TOLERANCE_DB

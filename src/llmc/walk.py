@@ -31,12 +31,13 @@ class _Forward(greenlet):
     """One batch on its way through the model. Lives in one thread; `switch(command)` lets it go on to the next door."""
 
     def __init__(self, index: int, inputs: dict[str, torch.Tensor], walk: Walk) -> None:
-        super().__init__()
+        super().__init__(self._pass)
         self.index, self.inputs, self.walk = index, inputs, walk
+        self.thread = getcurrent()  # what runs while this batch waits
         self.at: str | None = None
         self.partials: list[tuple[InputPoint, torch.Tensor, tuple[int, int]]] = []  # shape is (tokens, features)
 
-    def run(self, command: str) -> None:
+    def _pass(self, command: str) -> None:
         self.walk.checkpoint.model(**self.inputs)
         self.at = None
 
@@ -44,7 +45,7 @@ class _Forward(greenlet):
         """Wait at the door of `path` until told what to do next; the activations may go to disk meanwhile."""
         held = self.walk.store.put(self.index, arguments)
         self.at = path
-        command: str = self.parent.switch()
+        command: str = self.thread.switch()
         self.walk.store.take(held)
         return command
 

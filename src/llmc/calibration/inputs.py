@@ -8,11 +8,11 @@ from typing import Any
 import torch
 
 
-def model_inputs(model: Any, token_ids: torch.Tensor, batch: int, seed: int) -> tuple[list[dict[str, torch.Tensor]], str]:
+def model_inputs(model: Any, token_ids: torch.Tensor, batch: int, seed: int) -> list[dict[str, torch.Tensor]]:
     """Cut `token_ids: int64 [samples, length]` into batches of keyword inputs.
 
     A model whose main input is not text (Whisper, vision encoders) gets seeded Gaussian features there: its text side
-    is calibrated by the text, the other side by noise. Returns the batches and a note saying so, or "".
+    is calibrated by the text, the other side by noise; `noise_note` says so.
     """
     accepts = inspect.signature(model.forward).parameters
     shape = _feature_shape(model)
@@ -31,8 +31,14 @@ def model_inputs(model: Any, token_ids: torch.Tensor, batch: int, seed: int) -> 
         if "use_cache" in accepts:
             inputs["use_cache"] = False
         batches.append(inputs)
-    note = "" if shape is None else f"{model.main_input_name} was Gaussian noise: calibration text has none of its own"
-    return batches, note
+    return batches
+
+
+def noise_note(model: Any) -> str:
+    """A line saying that calibration has no text for the model's main input, or ""."""
+    if model.main_input_name == "input_ids":
+        return ""
+    return f"{model.main_input_name} was Gaussian noise: calibration text has none of its own"
 
 
 def _feature_shape(model: Any) -> tuple[int, ...] | None:

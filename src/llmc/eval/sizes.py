@@ -22,7 +22,7 @@ class Sizes:
         weight_bytes: of the weight files, headers included.
         stored_bits: of the tensors in them, headers left out.
         elements: weights of the model they represent, a tied tensor once.
-        targeted_bits_per_weight: stored bits of the encoded matrices alone / their elements; None where none is encoded.
+        targeted_bits_per_weight: stored bits of the encoded matrices / their elements; None where none is encoded.
     """
 
     weight_bytes: int
