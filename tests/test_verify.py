@@ -190,9 +190,9 @@ SPOILT: list[tuple[Any, list[str]]] = [
     (lambda f: (f / SUMS).unlink(), [f"{SUMS}: missing or not text"]),
     (lambda f: (f / SUMS).write_bytes(b"\xff"), [f"{SUMS}: missing or not text"]),
     (lambda f: (f / MANIFEST).unlink(), [f"{MANIFEST}: listed in {SUMS}, and missing", f"{MANIFEST}: missing"]),
-    (lambda f: (f / "config.json").write_text("[1]"), ["config.json: not a JSON object"]),
-    (lambda f: (f / "config.json").write_text("[" * 100_000), ["config.json: not JSON"]),
-    (cut_manifest, [f"{MANIFEST}: field 'recipe' is not JSON"]),
+    (lambda f: (f / "config.json").write_text("[1]"), ["config.json: field 'architectures' is damaged: not a JSON object"]),
+    (lambda f: (f / "config.json").write_text("[" * 100_000), ["config.json: field 'architectures' is damaged: not JSON: "]),
+    (cut_manifest, [f"{MANIFEST}: field 'fields' is damaged: not JSON: "]),
 ]
 
 

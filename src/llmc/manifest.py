@@ -101,10 +101,16 @@ def malformed(document: dict[str, Any]) -> str | None:
     return None
 
 
-def field_at(data: bytes, offset: int) -> str | None:
-    """The top-level field of a JSON file, as llmc and transformers write them, in which the byte at `offset` lies."""
-    keys = re.findall(rb'^  "([^"\n]*)":', data[: offset + 1], re.MULTILINE)
-    return keys[-1].decode(errors="replace") if keys else None
+def salvaged(data: bytes) -> dict[str, Any]:
+    """The top-level fields of a damaged JSON file that can still be read, if each begins a line, indented by two."""
+    out = {}
+    head, *pieces = re.split(r'^  "([^"\n]*)": ', data.decode(errors="replace").rstrip().removesuffix("}"), flags=re.M)
+    for key, value in zip(pieces[::2], pieces[1::2], strict=True):
+        try:
+            out[key] = json.loads(value.rstrip().removesuffix(","))
+        except (ValueError, RecursionError):
+            continue
+    return out
 
 
 def _json_object(path: Path) -> dict[str, Any] | None:

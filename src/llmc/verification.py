@@ -20,7 +20,7 @@ from llmc.checkpoint import Checkpoint
 from llmc.encoding import decibels
 from llmc.errors import InputError, LlmcError, VerifyError, printable
 from llmc.hub import resolve_model
-from llmc.manifest import MANIFEST, SUMS, digest_file, dump_json, field_at, field_digests, malformed
+from llmc.manifest import MANIFEST, SUMS, digest_file, dump_json, field_digests, malformed, salvaged
 from llmc.packed import find_packed
 from llmc.safetensors_file import TensorEntry, load, read_file, read_folder
 from llmc.structure import Progress, Table, silent
@@ -88,8 +88,8 @@ def verify(folder: str | Path, against: str | Path | None = None, *, progress: P
         raise InputError(f"no {MANIFEST} and no {SUMS}", where=path.name, fix="llmc verify checks what llmc wrote")
     report = progress or silent
     damaged, problems = _check_sums(path, report)
-    manifest, reason = _manifest(path)
-    problems += [f"{MANIFEST}: {reason}"] if reason else []
+    manifest, wrong = _manifest(path)
+    problems += [f"{MANIFEST}: {what}" for what in wrong]
     for name in damaged:
         problems += _explain(path, name, manifest)
     tensors, decoded = 0, 0
@@ -136,29 +136,35 @@ def _check_sums(path: Path, progress: Progress) -> tuple[list[str], list[str]]:
     return damaged, problems
 
 
-def _manifest(path: Path) -> tuple[dict[str, Any], str | None]:
+def _manifest(path: Path) -> tuple[dict[str, Any], list[str]]:
     """The manifest, empty when it cannot be used, and what is wrong with it."""
-    if not (path / MANIFEST).is_file():
-        return {}, "missing"
-    document, reason = _object(path / MANIFEST)
-    if reason is None:
-        wrong = malformed(document)
-        reason = f"field {wrong!r} is not what llmc writes there" if wrong else None
-    return ({}, reason) if reason else (document, None)
+    file = path / MANIFEST
+    if not file.is_file():
+        return {}, ["missing"]
+    document, reason = _object(file)
+    if reason is not None:
+        recorded = salvaged(file.read_bytes()).get("fields", {})
+        own = recorded.get(MANIFEST) if isinstance(recorded, dict) else None
+        return {}, _broken(file, own if isinstance(own, dict) else {"fields": ""}, reason)
+    wrong = malformed(document)
+    return (document, []) if wrong is None else ({}, [f"field {wrong!r} is not what llmc writes there"])
 
 
 def _object(file: Path) -> tuple[dict[str, Any], str | None]:
-    """The object in a JSON file, empty when there is none, and why, with the field where it broke."""
-    data = file.read_bytes()
+    """The object in a JSON file, or an empty one and why there is none."""
     try:
-        document = json.loads(data.decode())
-    except json.JSONDecodeError as error:
-        return {}, f"field {field_at(data, len(error.doc[: error.pos].encode()))!r} is not JSON: {error}"
-    except UnicodeDecodeError as error:
-        return {}, f"field {field_at(data, error.start)!r} is not UTF-8"
+        document = json.loads(file.read_bytes().decode())
+    except UnicodeDecodeError:
+        return {}, "not UTF-8"
     except (ValueError, RecursionError) as error:
         return {}, f"not JSON: {error}"
     return (document, None) if isinstance(document, dict) else ({}, "not a JSON object")
+
+
+def _broken(file: Path, recorded: dict[str, Any], reason: str) -> list[str]:
+    """The fields of a JSON file that no longer parses whose text is not as recorded, or only `reason`."""
+    fields = _differing(field_digests(salvaged(file.read_bytes())), recorded)
+    return [f"field {field!r} is damaged: {reason}" for field in fields if field in recorded] or [reason]
 
 
 def _explain(path: Path, name: str, manifest: dict[str, Any]) -> list[str]:
@@ -175,7 +181,7 @@ def _explain(path: Path, name: str, manifest: dict[str, Any]) -> list[str]:
         return [f"{name}: content differs from {SUMS}"]
     document, reason = _object(path / name)
     if reason is not None:
-        return [f"{name}: {reason}"]
+        return [f"{name}: {what}" for what in _broken(path / name, fields, reason)]
     differing = _differing(field_digests(document), fields)
     return [f"{name}: field {field!r} differs" for field in differing] or [f"{name}: spelling differs, values do not"]
 
