@@ -106,7 +106,9 @@ def expected(file: Path, name: str, offset: int) -> str:
     if not name.endswith(".json"):
         return f"{name}: content differs from {SUMS}"
     field = field_of(file.read_text(), offset)
-    return f"{name}: " if field is None else f"{name}: field '{re.escape(field)}'"
+    if field == "fields":  # a digest there and the field that it is of accuse each other
+        return f"{name}: .*'fields'"
+    return f"{name}: " if field is None else f"{name}: field '{re.escape(field)}['\\[]"
 
 
 def spots(folder: Path, count: int) -> list[tuple[Path, int]]:
@@ -190,9 +192,15 @@ SPOILT: list[tuple[Any, list[str]]] = [
     (lambda f: (f / SUMS).unlink(), [f"{SUMS}: missing or not text"]),
     (lambda f: (f / SUMS).write_bytes(b"\xff"), [f"{SUMS}: missing or not text"]),
     (lambda f: (f / MANIFEST).unlink(), [f"{MANIFEST}: listed in {SUMS}, and missing", f"{MANIFEST}: missing"]),
-    (lambda f: (f / "config.json").write_text("[1]"), ["config.json: field 'architectures' is damaged: not a JSON object"]),
-    (lambda f: (f / "config.json").write_text("[" * 100_000), ["config.json: field 'architectures' is damaged: not JSON: "]),
-    (cut_manifest, [f"{MANIFEST}: field 'fields' is damaged: not JSON: "]),
+    (
+        lambda f: (f / "config.json").write_text("[1]"),
+        ["config.json: field 'architectures' is damaged: not a JSON object"],
+    ),
+    (
+        lambda f: (f / "config.json").write_text("[" * 100_000),
+        ["config.json: field 'architectures' is damaged: not JSON: "],
+    ),
+    (cut_manifest, [f"{MANIFEST}: not JSON: "]),
 ]
 
 
@@ -238,7 +246,10 @@ def test_a_manifest_of_wrong_types(command: Command, copied: Path, change: Chang
 
 FORGED: list[tuple[Change, str]] = [
     ((["targets", 0, "decoded"], "0" * 64), "target model.layers.0.mlp.down_proj: decodes to other values"),
-    ((["targets", 0, "target"], "../../etc/\x1b[2J"), "target ../../etc/\\x1b[2J: 'model.layers.0.mlp.down_proj.weight'"),
+    (
+        (["targets", 0, "target"], "../../etc/\x1b[2J"),
+        "target ../../etc/\\x1b[2J: 'model.layers.0.mlp.down_proj.weight'",
+    ),
     ((["targets", 0, "target"], "\ud800"), "target \\ud800: 'model.layers.0.mlp.down_proj.weight'"),
     ((["tensors"], {}), "header: tensor 'model.embed_tokens.weight' is not recorded"),
     ((["tensors", "../x"], {"file": "../../y", "sha256": ""}), "header: tensor '../x' is missing"),

@@ -39,9 +39,8 @@ def model_card(
 ) -> str:
     """The text of README.md, YAML front matter included."""
     rows = "\n".join(f"| {runtime} | {says} |" for runtime, says in runtimes.items())
-    dequantize = "dequantize=True" in runtimes.get("transformers", "")
-    flag = ", quantization_config=CompressedTensorsConfig(dequantize=True)" if dequantize else ""
-    limits = "\n".join(f"- {note}" for note in notes) or "- none found while writing"
+    needs = "dequantize=True" in runtimes.get("transformers", "")
+    flag = ", quantization_config=CompressedTensorsConfig(dequantize=True)" if needs else ""
     return f"""{_front_matter(base_model, container)}
 
 # {name}
@@ -71,7 +70,7 @@ The folder carries its decoder in `kernel/`, loadable by the `kernels` library. 
 
 ## Limits
 
-{limits}
+{_bullets(notes) or "- none found while writing"}
 
 ## Recipe
 
@@ -87,3 +86,7 @@ def _front_matter(base_model: str, container: str) -> str:
     if re.fullmatch(r"[\w.-]+(/[\w.-]+)?", base_model):
         lines += [f"base_model: {base_model}", "base_model_relation: quantized"]
     return "\n".join([*lines, "tags:", "- llmc", f"- {container}", "---"])
+
+
+def _bullets(lines: Sequence[str]) -> str:
+    return "\n".join(f"- {line}" for line in lines)

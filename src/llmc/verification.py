@@ -143,9 +143,12 @@ def _manifest(path: Path) -> tuple[dict[str, Any], list[str]]:
         return {}, ["missing"]
     document, reason = _object(file)
     if reason is not None:
-        recorded = salvaged(file.read_bytes()).get("fields", {})
+        data = file.read_bytes()
+        recorded = salvaged(data).get("fields", {})
         own = recorded.get(MANIFEST) if isinstance(recorded, dict) else None
-        return {}, _broken(file, own if isinstance(own, dict) else {"fields": ""}, reason)
+        found = _broken(file, own if isinstance(own, dict) else {}, reason)
+        inside = data.startswith(b"{\n") and data.endswith(b"\n}\n")  # then in the one field without a digest
+        return {}, [f"field 'fields' is damaged: {reason}"] if found == [reason] and inside else found
     wrong = malformed(document)
     return (document, []) if wrong is None else ({}, [f"field {wrong!r} is not what llmc writes there"])
 
@@ -195,11 +198,8 @@ def _explain_manifest(path: Path, manifest: dict[str, Any]) -> list[str]:
     if fields:
         return [f"{MANIFEST}: field {field!r} differs from its digest in 'fields'" for field in fields]
     for name, recorded in manifest.get("fields", {}).items():
-        if (
-            name != MANIFEST
-            and (path / name).is_file()
-            and _differing(field_digests(_object(path / name)[0]), recorded)
-        ):
+        file = path / name
+        if name != MANIFEST and not (file.is_file() and field_digests(_object(file)[0]) == recorded):
             return [f"{MANIFEST}: field 'fields' differs: its digests of {name}"]
     if dump_json(manifest) == (path / MANIFEST).read_bytes():
         return [f"{SUMS}: its digest of {MANIFEST} is damaged"]
