@@ -177,7 +177,12 @@ def test_real_signals(number: int, code: int, what: str) -> None:
     source = str(Path(llmc.__path__[0]).parent)
     environment = {**os.environ, "PYTHONPATH": source}
     process = subprocess.Popen(
-        [sys.executable, "-c", SLEEPER], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+        [sys.executable, "-c", SLEEPER],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+        preexec_fn=lambda: signal.signal(number, signal.SIG_DFL),  # shells start background jobs with SIGINT ignored
     )
     assert process.stderr is not None
     assert process.stderr.readline() == "ready\n"

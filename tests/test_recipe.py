@@ -309,7 +309,9 @@ def test_recipes_are_found_in_an_installed_wheel(tmp_path: Path) -> None:
         copy.write_bytes(path.read_bytes())
     (package / "recipes").mkdir()
     (package / "recipes" / "only.yaml").write_text("model: m\nstages: [{method: rtn}]\n")
-    code = "from llmc.recipe_yaml import *; print(recipe_names(), find_recipe('only').parent.name)"
+    # An editable install puts a finder of its own before the current folder.
+    code = "import sys; sys.meta_path = [f for f in sys.meta_path if f.__module__.startswith('_frozen_importlib')]\n"
+    code += "from llmc.recipe_yaml import *; print(recipe_names(), find_recipe('only').parent.name)"
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
     assert done.stdout == "['only'] recipes\n"
 

@@ -181,6 +181,7 @@ def cut_manifest(folder: Path) -> None:
     (folder / MANIFEST).write_bytes((folder / MANIFEST).read_bytes()[:300])
 
 
+BROKEN = "config.json: field 'architectures' is damaged: "
 SPOILT: list[tuple[Any, list[str]]] = [
     (spoil_config, ["config.json: field 'rms_norm_eps' differs"]),
     (spoil_sums, [f"{SUMS}: its digest of config.json is damaged: {MANIFEST} has the right one"]),
@@ -248,9 +249,9 @@ FORGED: list[tuple[Change, str]] = [
     ((["targets", 0, "decoded"], "0" * 64), "target model.layers.0.mlp.down_proj: decodes to other values"),
     (
         (["targets", 0, "target"], "../../etc/\x1b[2J"),
-        "target ../../etc/\\x1b[2J: 'model.layers.0.mlp.down_proj.weight'",
+        "target ../../etc/\\x1b[2J: model.layers.0.mlp.down_proj.weight is not stored",
     ),
-    ((["targets", 0, "target"], "\ud800"), "target \\ud800: 'model.layers.0.mlp.down_proj.weight'"),
+    ((["targets", 0, "target"], "\ud800"), "target \\ud800: model.layers.0.mlp.down_proj.weight is not stored"),
     ((["tensors"], {}), "header: tensor 'model.embed_tokens.weight' is not recorded"),
     ((["tensors", "../x"], {"file": "../../y", "sha256": ""}), "header: tensor '../x' is missing"),
 ]

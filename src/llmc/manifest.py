@@ -104,9 +104,8 @@ def malformed(document: dict[str, Any]) -> str | None:
 def salvaged(data: bytes) -> dict[str, Any]:
     """The top-level fields of a damaged JSON file that can still be read, if each begins a line, indented by two."""
     out = {}
-    head, *pieces = re.split(
-        r'^  "([^"\n]*)": ', data.decode(errors="replace").rstrip(" \n").removesuffix("}"), flags=re.M
-    )
+    text = data.decode(errors="replace").rstrip(" \n").removesuffix("}")
+    pieces = re.split(r'^  "([^"\n]*)": ', text, flags=re.M)[1:]
     for key, value in zip(pieces[::2], pieces[1::2], strict=True):
         try:
             out[key] = json.loads(value.rstrip(" \n").removesuffix(","))

@@ -227,6 +227,9 @@ def _choose(stages: Sequence[Stage], targets: Sequence[Target], where: str) -> d
                     fix=f"add --ignore {target.name}",
                 )
             chosen[target.tensor] = (index, target)
+    if not chosen and not any(stage.targets or stage.ignore for stage in stages):
+        fix = f"name others with --targets: {', '.join(t.name for t in targets[:3])}" if targets else ""
+        raise UnsupportedError("the blocks of the model hold no matrix that llmc compresses", where=where, fix=fix)
     if not chosen:
         raise UsageError("no matrix of the model is targeted", where=where, fix="widen --targets or drop --ignore")
     return chosen

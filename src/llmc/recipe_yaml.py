@@ -140,7 +140,10 @@ def plain_node(value: Any, where: str) -> Node:
 
 def dump_yaml(value: Any) -> str:
     """Plain data as YAML that `read_yaml` reads back equal."""
-    return yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=110)
+    text = str(yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=110))
+    if any(c in text for c in "\x85\u2028\u2029\ufeff"):  # line breaks and marks that come back as something else
+        text = str(yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=False, width=110))
+    return text
 
 
 def overridden(tree: Node, text: str) -> Node:

@@ -250,7 +250,10 @@ def _check_values(path: Path, manifest: dict[str, Any], progress: Progress) -> t
         progress("decode", done, len(rows))
         try:
             values = _decoded(row, entries, packed)
-        except (InputError, KeyError, RuntimeError) as error:
+        except KeyError:
+            problems.append(f"target {row['target']}: {row['tensor']} is not stored")
+            continue
+        except (InputError, RuntimeError) as error:
             problems.append(f"target {row['target']}: {error}")
             continue
         if hashlib.sha256(raw_bytes(values)).hexdigest() != row["decoded"]:
