@@ -135,7 +135,8 @@ OPTIONS: list[tuple[str, str]] = [
     ),
     (
         "--format gptq --asymmetric --group-size 32",
-        "format gptq: gptq v1 cannot store asymmetric zero points; drop --asymmetric or use --format compressed-tensors",
+        "format gptq: gptq v1 cannot store asymmetric zero points; "
+        "drop --asymmetric or use --format compressed-tensors",
     ),
     (
         "--format gptq --bits 5 --group-size 32",
@@ -152,7 +153,7 @@ OPTIONS: list[tuple[str, str]] = [
     ),
     (
         "--format dense --format dense --group-size 32",
-        "--format: format dense is given twice; give it once",
+        "--format: a format is given twice; choose from: compressed-tensors, gptq, bitsandbytes, dense",
     ),
 ]
 
@@ -249,7 +250,7 @@ def test_no_tokenizer(command: Command, place: Path, tmp_path: Path, out: Path) 
     line = f"{text}: the model folder has no tokenizer, so the text cannot be turned into tokens; put the model's "
     line += "tokenizer.json and tokenizer_config.json into it, or use a method that needs no text"
     refused(command, line, model, out, *GPTQ, text)
-    outcome = command("eval", model, "--text", text, "--context", "32")
+    outcome = command("eval", model, "--text", text, "--context", "32", "--stride", "32")
     assert outcome.code == 2
     assert outcome.line.startswith("error: bare: no tokenizer that transformers can read: ")
     assert outcome.line.endswith("; copy tokenizer.json and tokenizer_config.json of the original into it")
@@ -261,4 +262,4 @@ def test_tokens_beyond_the_vocabulary(command: Command, place: Path, tmp_path: P
     text = place / "corpus.txt"
     line = f"{text}: the tokenizer gives token id 220 ('Ġ'), and the model's embedding ends at 63; "
     refused(command, f"{line}use the tokenizer this model was trained with", model, out, *GPTQ, text)
-    assert command("eval", model, "--text", text, "--context", "32", "--max-tokens", "64").code == 2
+    assert command("eval", model, "--text", text, "--context", "32", "--stride", "32", "--max-tokens", "64").code == 2

@@ -44,17 +44,28 @@ def weights(rows: int, columns: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(rows, columns, generator=torch.Generator().manual_seed(seed))
 
 
+def conditional(inverse: torch.Tensor, order: torch.Tensor) -> torch.Tensor:
+    """What a unit error of each column costs once the columns after it in `order` have made up for it."""
+    left, out = inverse.clone(), torch.empty(len(order))
+    for j in order.tolist():
+        out[j] = 1 / left[j, j]
+        left -= torch.outer(left[:, j], left[j]) / left[j, j]
+        left[j], left[:, j] = 0, 0
+    return out
+
+
 def naive(w: torch.Tensor, H: torch.Tensor, method: Gptq) -> torch.Tensor:
     """Codes by the textbook: after each column, all weights to come and the whole inverse of H are updated."""
     grid, columns = method.make_grid(("bfloat16",)), w.shape[1]
-    W, H, importance = w.double().clone(), H.double().clone(), H.diagonal().float()
+    W, H, activity = w.double().clone(), H.double().clone(), H.diagonal().float()
     size = grid.group_size or columns
-    dead = importance == 0
-    H.diagonal().add_(method.damping * float(importance.double().sum() / (~dead).sum()))
+    dead = activity == 0
+    H.diagonal().add_(method.damping * float(activity.double().sum() / (~dead).sum()))
     H[dead, dead] = 1
     W[:, dead] = 0
     inverse = torch.linalg.inv(H)
-    order = torch.argsort(importance, descending=True, stable=True) if method.act_order else torch.arange(columns)
+    order = torch.argsort(activity, descending=True, stable=True) if method.act_order else torch.arange(columns)
+    importance = conditional(inverse, order)
     params: dict[int, Params] = {}
 
     def fit(group: int) -> Params:
@@ -144,7 +155,7 @@ def test_without_correlation_it_is_rounding_to_nearest(
     H = Hessian(128)
     H.update(torch.diag(torch.logspace(-1, 1, 128) if uneven else torch.ones(128)))
     w, options = weights(rows, 128, bits), {"bits": bits, "group_size": group_size, "symmetric": symmetric}
-    gptq = Gptq(**options, act_order=act_order)(w, {"hessian": H}, context())
+    gptq = Gptq(**options, act_order=act_order, damping=0.0)(w, {"hessian": H}, context())
     rtn = Rtn(**options)(w, {"hessian": H}, context())
     assert torch.equal(gptq.codes, rtn.codes)
     assert all(torch.equal(gptq.params[k], rtn.params[k]) for k in rtn.params)

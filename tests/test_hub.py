@@ -75,7 +75,9 @@ def test_push_then_download_gives_the_same_bytes(hub: LocalHub, folder: Path, tm
     cache = tmp_path / "cache"
     options: dict[str, Any] = {"token": TOKEN, "endpoint": hub.url, "cache_dir": cache}
     local = resolve_model("me/small", **options, progress=lambda *step: seen.append(step))
-    assert {p.relative_to(local).as_posix(): p.read_bytes() for p in local.rglob("*") if p.is_file()} == contents(folder)
+    assert {p.relative_to(local).as_posix(): p.read_bytes() for p in local.rglob("*") if p.is_file()} == contents(
+        folder
+    )
     assert seen and seen[-1][0] == "download" and seen[-1][1] == seen[-1][2]
     assert resolve_model("me/small", revision=result.commit, **options) == local
     assert resolve_model(str(local)) == local

@@ -168,7 +168,7 @@ class Checkpoint:
 
     def _unpack_entries(self, entries: dict[str, TensorEntry]) -> dict[str, TensorEntry]:
         """Entries as a plain checkpoint would have them; `packed` says how some of them are stored."""
-        found, plain = split(entries)
+        found, plain = split(entries, self.config_dict)
         manifest = read_manifest(self.folder) or {}
         turned = {row["tensor"] for row in manifest.get("targets", []) if row.get("transposed")}
         self.packed = {f"{p.name}.weight": p for p in found.values()}
@@ -207,7 +207,7 @@ class Checkpoint:
 
     def _target(self, name: str, key: str, kind: str, point: InputPoint | None, columns: int) -> Target | None:
         entry = self.entries[name]
-        if len(entry.shape) != 2 or not name.endswith("weight") or not entry.dtype.is_floating_point:
+        if len(entry.shape) != 2 or not entry.numel or not name.endswith("weight") or not entry.dtype.is_floating_point:
             return None
         transposed = kind == "conv1d" or entry.shape[1] != columns
         shape = (entry.shape[1], entry.shape[0]) if transposed else (entry.shape[0], entry.shape[1])

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from llmc.artifact import Folder, raw_bytes
-from llmc.errors import CheckpointError
+from llmc.errors import CheckpointError, UnsupportedError
 from llmc.formats.container import Container, Spec
 from llmc.formats.encoded import Encoded
 from llmc.layout import nbytes
@@ -35,12 +35,18 @@ def encode_together(
     """Compress matrices `[out_i, in]` that share an input, in one call where rows are independent."""
     if len(weights) == 1 or not method.by_rows:
         return [method(w, stats, context) for w in weights]
-    whole = method(torch.cat(list(weights)), stats, context)
+    whole = method(torch.cat(list(weights)), stats, dataclasses.replace(context, parts=tuple(map(len, weights))))
     out, start = [], 0
     for weight in weights:
         out.append(whole.rows(start, start + weight.shape[0]))
         start += weight.shape[0]
     return out
+
+
+def notes_of(context: Context, index: int, count: int) -> dict[str, Any]:
+    """What a method noted about the `index`-th of `count` matrices compressed together."""
+    notes = context.notes.items()
+    return {key: value[index] if isinstance(value, list) and len(value) == count else value for key, value in notes}
 
 
 def store(
@@ -52,7 +58,7 @@ def store(
         packed = container.pack(spec, encoded)
         tensors[name] = {key: folder.write(key, value.contiguous()) for key, value in packed.items()}
         decoded_in[container.name] = container.decoded_dtype(spec.target)
-    measured = measure(encoded, weight, set(decoded_in.values()))
+    measured = measure(encoded, weight, set(decoded_in.values()), spec.target.name)
     container = places[0][1]
     bits = 8 * sum(nbytes(*s) for s in container.layout(spec).values()) / spec.target.numel
     row = {
@@ -69,11 +75,11 @@ def store(
 
 
 def measure(
-    encoded: Encoded, weight: torch.Tensor, dtypes: set[torch.dtype]
+    encoded: Encoded, weight: torch.Tensor, dtypes: set[torch.dtype], name: str = ""
 ) -> dict[torch.dtype, tuple[str, float | None]]:
     """SHA-256 of the decoded values `[out, in]` and their signal-to-noise ratio in dB, for each dtype they decode to.
 
-    None stands for no error at all.
+    None stands for no error at all. Raises UnsupportedError when the values of Target `name` overflow one of them.
     """
     hashes = {dtype: hashlib.sha256() for dtype in dtypes}
     noise = dict.fromkeys(dtypes, 0.0)
@@ -81,12 +87,28 @@ def measure(
     for start, part in tiles(encoded):
         values = part.grouped_value()
         original = weight[start : start + part.shape[0]].float()
-        signal += float(original.square().sum(dtype=torch.float64))
+        signal += energy(original)
         for dtype, digest in hashes.items():
             rounded = values.to(dtype)
             digest.update(raw_bytes(rounded))
-            noise[dtype] += float((rounded.float() - original).square().sum(dtype=torch.float64))
+            noise[dtype] += energy(original, rounded.float())
+    for dtype, error in noise.items():
+        if not math.isfinite(error):
+            raise UnsupportedError(
+                f"its values do not fit {str(dtype).removeprefix('torch.')}, in which its readers decode",
+                where=name,
+                fix="use another --format, or --ignore it",
+            )
     return {dtype: (digest.hexdigest(), decibels(signal, noise[dtype])) for dtype, digest in hashes.items()}
+
+
+def energy(one: torch.Tensor, other: torch.Tensor | None = None) -> float:
+    """Sum of squares of `one`, or of `one - other`, float32 both."""
+    total = float((one if other is None else one - other).square().sum(dtype=torch.float64))
+    if 1e-20 * one.numel() < total < math.inf:
+        return total
+    exact = one.double() if other is None else one.double() - other.double()  # squares that float32 cannot hold
+    return float(exact.square().sum())
 
 
 def decibels(signal: float, noise: float) -> float | None:

@@ -19,7 +19,7 @@ from llmc.artifact import Artifact, Folder, Unit, check_apart, check_out, raw_by
 from llmc.calibration.data import CalibrationSet, load_calibration
 from llmc.calibration.inputs import model_inputs, noise_note
 from llmc.checkpoint import Checkpoint
-from llmc.encoding import Stored, encode_together, require_finite, store
+from llmc.encoding import Stored, encode_together, notes_of, require_finite, store
 from llmc.errors import InputError
 from llmc.formats.container import Container, Spec
 from llmc.planning import Job, activation_memory, batch_size, check_memory, fingerprint
@@ -198,7 +198,8 @@ class Execution:
         seen = stats.get(point) if stats is not None and point is not None else None
         given = {"hessian": seen} if seen is not None else {}
         encoded = encode_together(method, weights, given, context)
-        return [(e, w, dict(context.notes)) for e, w in zip(encoded, weights, strict=True)]
+        count = len(weights)
+        return [(encoded[i], weights[i], notes_of(context, i, count)) for i in range(count)]
 
     def _write(self, specs: Sequence[Spec], encoded: list[tuple[Any, ...]]) -> list[Stored]:
         torch.set_num_threads(1)

@@ -78,7 +78,7 @@ def inspect(folder: str | Path) -> Inspection:
     path = resolve_model(str(folder))
     entries = read_folder(path)
     config = read_config(path)
-    packed, plain = split(entries)
+    packed, plain = split(entries, config)
     manifest = read_manifest(path)
     measured = {row["target"]: row.get("snr_db") for row in (manifest or {}).get("targets", [])}
     layers = [

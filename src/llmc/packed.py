@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -82,8 +83,11 @@ class Packed:
         return values
 
 
-def find_packed(entries: Mapping[str, TensorEntry]) -> dict[str, Packed]:
+def find_packed(entries: Mapping[str, TensorEntry], config: Mapping[str, Any] | None = None) -> dict[str, Packed]:
     """Name of a matrix -> how it is stored, for every encoded matrix among `entries`.
+
+    Args:
+        config: config.json; it settles the width of codes where few columns leave several possible.
 
     Raises CheckpointError when an encoding lacks a tensor or its shapes contradict each other.
     """
@@ -92,11 +96,34 @@ def find_packed(entries: Mapping[str, TensorEntry]) -> dict[str, Packed]:
         for mark in MARKS:
             if full.endswith("." + mark):
                 name = full.removesuffix("." + mark)
-                out[name] = _packed(name, mark, entries)
+                out[name] = _packed(name, mark, entries, declared_bits(config or {}, name))
     return out
 
 
-def _packed(name: str, mark: str, entries: Mapping[str, TensorEntry]) -> Packed:
+def declared_bits(config: Mapping[str, Any], name: str) -> set[int]:
+    """The widths that the compressed-tensors groups of config.json give matrix `name`: by name, else by class."""
+    quantization = config.get("quantization_config")
+    groups = quantization.get("config_groups") if isinstance(quantization, dict) else None
+    named, classed = set(), set()
+    for group in groups.values() if isinstance(groups, dict) else ():
+        weights, targets = (group.get(k) if isinstance(group, dict) else None for k in ("weights", "targets"))
+        bits = weights.get("num_bits") if isinstance(weights, dict) else None
+        for target in targets if isinstance(targets, list) and type(bits) is int else ():
+            if target == name or (str(target).startswith("re:") and _matches(target[3:], name)):
+                named.add(bits)
+            elif str(target).isidentifier():
+                classed.add(bits)
+    return named or classed
+
+
+def _matches(pattern: str, name: str) -> bool:
+    try:
+        return re.match(pattern, name) is not None
+    except re.error:
+        return False
+
+
+def _packed(name: str, mark: str, entries: Mapping[str, TensorEntry], declared: set[int]) -> Packed:
     container, kernel, locals_ = MARKS[mark]
     parts = {local: entries[f"{name}.{local}"] for local in locals_ if f"{name}.{local}" in entries}
     missing = [local for local in locals_ if local not in parts and local != "weight_zero_point"]
@@ -104,7 +131,7 @@ def _packed(name: str, mark: str, entries: Mapping[str, TensorEntry]) -> Packed:
         raise CheckpointError(f"the encoding lacks {missing[0]}", where=name, fix="download the model again")
     read = {"compressed-tensors": _compressed_tensors, "gptq": _gptq, "bitsandbytes": _bitsandbytes}[container]
     try:
-        shape, bits, groups, symmetric, dtype = read(parts)
+        shape, bits, groups, symmetric, dtype = read(parts, declared)
     except (ValueError, KeyError, IndexError, ZeroDivisionError) as error:
         raise CheckpointError(f"the encoding is damaged: {error}", where=name) from error
     group_size = None if groups == 1 else shape[1] // max(groups, 1)
@@ -114,24 +141,33 @@ def _packed(name: str, mark: str, entries: Mapping[str, TensorEntry]) -> Packed:
 Facts = tuple[tuple[int, int], int, int, bool, torch.dtype]
 
 
-def _compressed_tensors(parts: dict[str, TensorEntry]) -> Facts:
+def _compressed_tensors(parts: dict[str, TensorEntry], declared: set[int]) -> Facts:
     rows, words = parts["weight_packed"].shape
     stored = [int(n) for n in load(parts["weight_shape"]).tolist()]
     if len(stored) != 2 or stored[0] != rows or not 0 < stored[1] <= 16 * words:
         raise ValueError(f"weight_shape says {stored}, weight_packed has {rows} rows of {words} words")
     scale = parts["weight_scale"]
-    return (rows, stored[1]), _bits(words, stored[1]), scale.shape[1], "weight_zero_point" not in parts, scale.dtype
+    return (
+        (rows, stored[1]),
+        _bits(words, stored[1], declared),
+        scale.shape[1],
+        "weight_zero_point" not in parts,
+        scale.dtype,
+    )
 
 
-def _bits(words: int, columns: int) -> int:
-    """The width of codes that take `words` words; padding makes no two widths alike from 32 columns on."""
+def _bits(words: int, columns: int, declared: set[int]) -> int:
+    """The width of codes that take `words` words, the declared one if that fits.
+
+    Padding makes no two widths alike from 32 columns on.
+    """
     fits = [b for b in (4, 8, 2, 3, 5, 6, 7) if words_per_row(columns, b) == words]
     if not fits:
         raise ValueError(f"{words} words do not hold {columns} codes of 2 to 8 bits")
-    return fits[0]
+    return next((b for b in fits if b in declared), fits[0])
 
 
-def _gptq(parts: dict[str, TensorEntry]) -> Facts:
+def _gptq(parts: dict[str, TensorEntry], declared: set[int]) -> Facts:
     groups, rows = parts["scales"].shape
     columns = parts["g_idx"].shape[0]
     bits = parts["qweight"].shape[0] * 32 // columns
@@ -143,7 +179,7 @@ def _gptq(parts: dict[str, TensorEntry]) -> Facts:
     return (rows, columns), bits, groups, first == middle, parts["scales"].dtype
 
 
-def _bitsandbytes(parts: dict[str, TensorEntry]) -> Facts:
+def _bitsandbytes(parts: dict[str, TensorEntry], declared: set[int]) -> Facts:
     import json
 
     state = json.loads(bytes(load(parts["weight.quant_state.bitsandbytes__nf4"]).tolist()))
@@ -154,9 +190,11 @@ def _bitsandbytes(parts: dict[str, TensorEntry]) -> Facts:
     return (rows, columns), 4, groups, True, getattr(torch, str(state["dtype"]))
 
 
-def split(entries: Mapping[str, TensorEntry]) -> tuple[dict[str, Packed], dict[str, TensorEntry]]:
+def split(
+    entries: Mapping[str, TensorEntry], config: Mapping[str, Any]
+) -> tuple[dict[str, Packed], dict[str, TensorEntry]]:
     """The encoded matrices of a folder and the tensors that stay as they are."""
-    packed = find_packed(entries)
+    packed = find_packed(entries, config)
     used = {e.name for p in packed.values() for e in p.parts.values()}
     return packed, {name: e for name, e in entries.items() if name not in used}
 

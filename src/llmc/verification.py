@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from llmc.artifact import raw_bytes
-from llmc.checkpoint import Checkpoint
+from llmc.checkpoint import Checkpoint, read_config
 from llmc.encoding import decibels
 from llmc.errors import InputError, LlmcError, VerifyError, printable
 from llmc.hub import resolve_model
@@ -241,7 +241,7 @@ def _check_values(path: Path, manifest: dict[str, Any], progress: Progress) -> t
     """
     try:
         entries = read_folder(path)
-        packed = find_packed(entries)
+        packed = find_packed(entries, read_config(path))
     except InputError as error:
         return [str(error)], 0, 0
     problems = _damaged_tensors(entries, manifest.get("tensors", {}))
@@ -274,7 +274,7 @@ def _check_against(path: Path, original: Path, manifest: dict[str, Any]) -> list
     checkpoint = Checkpoint(original)
     targets = {t.tensor: t for t in checkpoint.targets}
     entries = read_folder(path)
-    packed = find_packed(entries)
+    packed = find_packed(entries, read_config(path))
     problems = []
     for row in manifest.get("targets", []):
         target, decoded = targets.get(row["tensor"]), _decoded(row, entries, packed)

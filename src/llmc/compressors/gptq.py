@@ -85,7 +85,10 @@ class Gptq(GridOptions):
                 context.note("damping_steps", step)
                 context.note("damping", damping)
             width = _slab_width(self.slab, self.group_size, self.act_order)
-            return _Problem(_slabs(V, width), diagonal, dead, damping * mean, order)
+            importance = V.diagonal().square()  # what an error costs that the columns to come make good
+            if order is not None:
+                importance = torch.empty_like(importance).index_copy_(0, order, importance)
+            return _Problem(_slabs(V, width), importance, dead, damping * mean, order)
         return None
 
 
@@ -108,13 +111,13 @@ class _Slab:
 
 @dataclass(frozen=True)
 class _Problem:
-    """What all rows share: V V^T = H + damp, cut into slabs; `diagonal` of H and `dead` columns in natural order.
+    """What all rows share: V V^T = H + damp, cut into slabs; `importance` and `dead` columns in natural order.
 
     `order[i]` is the column worked on at step i; None: i.
     """
 
     slabs: list[_Slab]
-    diagonal: torch.Tensor
+    importance: torch.Tensor
     dead: torch.Tensor
     damp: float
     order: torch.Tensor | None
@@ -174,7 +177,7 @@ def _quantize(W: torch.Tensor, grid: Grid, problem: _Problem, dtype: torch.dtype
     size = grid.group_size or columns
     groups: list[_Group] = []
     if order is not None or size == columns:
-        parts = zip(torch.split(W, size, 1), torch.split(problem.diagonal, size), strict=True)
+        parts = zip(torch.split(W, size, 1), torch.split(problem.importance, size), strict=True)
         groups = [_fit(grid, values, importance) for values, importance in parts]
     work = W if order is None else W[:, order]
     E = torch.empty_like(work)
@@ -184,7 +187,7 @@ def _quantize(W: torch.Tensor, grid: Grid, problem: _Problem, dtype: torch.dtype
         carried = E[:, :a] @ slab.V[:a]
         R = (work[:, a:b] + carried @ slab.U).t().contiguous()
         members = [i // size for i in (range(a, b) if order is None else order[a:b].tolist())]
-        levels, values = _round_slab(R, grid, slab, groups, members, problem.diagonal, dtype)
+        levels, values = _round_slab(R, grid, slab, groups, members, problem.importance, dtype)
         torch.sub(work[:, a:b], values.t(), out=E[:, a:b])
         work[:, a:b] = levels.t()
         error += carried.addmm_(E[:, a:b], slab.V[a:]).square_().sum(1)
@@ -200,7 +203,7 @@ def _round_slab(
     slab: _Slab,
     groups: list[_Group],
     members: list[int],
-    diagonal: torch.Tensor,
+    importance: torch.Tensor,
     dtype: torch.dtype,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Levels and values `[columns, rows]` for the running weights `R` of a slab (transposed: a column is contiguous).
@@ -214,7 +217,7 @@ def _round_slab(
     for m, n in pairwise(sorted({*range(0, width, MICRO), *range(0, width, size), width})):
         if members[m] == len(groups):
             at = slab.start + m
-            groups.append(_fit(grid, R[m : m + size].t(), diagonal[at : at + size]))
+            groups.append(_fit(grid, R[m : m + size].t(), importance[at : at + size]))
         for j in range(m, n):
             group = groups[members[j]]
             torch.div(running[j], group.divisor, out=units)
