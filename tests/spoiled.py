@@ -30,7 +30,7 @@ def change_config(folder: Path, **changes: Any) -> None:
     path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
 
 
-def change_tensors(folder: Path, change: Callable[[Tensors], None]) -> None:
+def change_tensors(folder: Path, change: Callable[[Tensors], object]) -> None:
     """Load model.safetensors, let `change` edit the dict, and write it again."""
     tensors = load_file(folder / "model.safetensors")
     change(tensors)

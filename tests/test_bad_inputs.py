@@ -233,7 +233,13 @@ def test_dtypes_that_no_reader_takes(command: Command, model: Path, dtype: torch
 
 
 def test_a_model_without_blocks(command: Command, tmp_path: Path) -> None:
-    sizes = {"num_filters": 4, "hidden_size": 16, "num_lstm_layers": 1, "codebook_size": 16, "codebook_dim": 16}
+    sizes: dict[str, Any] = {
+        "num_filters": 4,
+        "hidden_size": 16,
+        "num_lstm_layers": 1,
+        "codebook_size": 16,
+        "codebook_dim": 16,
+    }
     config = transformers.EncodecConfig(**sizes, upsampling_ratios=[2])
     transformers.EncodecModel(config).save_pretrained(tmp_path / "model")
     line = "model: no blocks found in EncodecModel: no list of modules that hold matrices"

@@ -6,6 +6,7 @@ import hashlib
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import tiny_models
@@ -170,7 +171,12 @@ def test_the_group_sizes_offered_work_for_the_whole_model(command: Command, plac
 
 
 def test_sizes_that_a_format_cannot_hold(command: Command, tmp_path: Path, out: Path) -> None:
-    sizes = {"hidden_size": 60, "intermediate_size": 36, "num_attention_heads": 2, "num_key_value_heads": 1}
+    sizes: dict[str, Any] = {
+        "hidden_size": 60,
+        "intermediate_size": 36,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+    }
     model = tiny_models.build("llama", tmp_path / "odd", **sizes, head_dim=30)
     name = "model.layers.0.mlp.down_proj"
     line = f"{name}: group_size 32 does not divide the 36 input columns; use --group-size channel"

@@ -132,6 +132,11 @@ VARIANTS = [RTN, (*RTN, "--asymmetric"), (*RTN, "--bits", "8"), (*RTN, "--format
 def test_extremes_give_finite_values(command: Command, model: Path, change: Any, words: tuple[str, ...]) -> None:
     change_tensors(model, change)
     out, dense = model.parent / "out", model.parent / "dense"
+    if change is largest and "gptq" in words:
+        outcome = command("quantize", model, "-o", out, *words)
+        line = "error: model.layers.0.mlp.up_proj: its values do not fit float16, in which its readers decode; "
+        assert (outcome.code, outcome.line) == (2, f"{line}use another --format, or --ignore it")
+        return
     if "grid=nf4" in words:
         words = (*words, "--format", "bitsandbytes")
     assert command("quantize", model, "-o", out, *words).code == 0
@@ -203,7 +208,12 @@ def test_tied_parameters_are_loaded_as_transformers_loads_them(model: Path, chan
 
 def test_odd_sizes_per_channel(command: Command, tmp_path: Path) -> None:
     """A channel may have any number of columns; words are padded, and the public reader drops the padding."""
-    sizes = {"hidden_size": 62, "intermediate_size": 37, "num_attention_heads": 2, "num_key_value_heads": 1}
+    sizes: dict[str, Any] = {
+        "hidden_size": 62,
+        "intermediate_size": 37,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+    }
     model = tiny_models.build("llama", tmp_path / "odd", **sizes, head_dim=10)
     for bits in ("3", "4"):
         out, dense = tmp_path / f"out{bits}", tmp_path / f"dense{bits}"
@@ -250,6 +260,7 @@ def test_a_tensor_without_elements_is_kept(command: Command, intact: Path, tmp_p
 
 def classifier(intact: Path, folder: Path, labels: int) -> Path:
     config = transformers.AutoConfig.from_pretrained(intact, num_labels=labels)
-    transformers.LlamaForSequenceClassification(config).to(torch.bfloat16).save_pretrained(folder)
+    model: Any = transformers.LlamaForSequenceClassification(config)
+    model.to(torch.bfloat16).save_pretrained(folder)
     tiny_models.byte_tokenizer().save_pretrained(folder)
     return folder

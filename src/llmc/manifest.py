@@ -63,6 +63,7 @@ def write_manifest(folder: Path, body: dict[str, Any]) -> None:
         body: recipe, versions, tensors, targets, ...; `format_version`, `files` and `fields` are added here.
     """
     files = {p.relative_to(folder).as_posix(): p for p in sorted(folder.rglob("*")) if p.is_file()}
+    files = {name: path for name, path in files.items() if name not in (MANIFEST, SUMS)}  # of a run cut off here
     listed = {name: {"bytes": path.stat().st_size, "sha256": digest_file(path)} for name, path in files.items()}
     fields = {}
     for name, path in files.items():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -101,26 +100,20 @@ def find_packed(entries: Mapping[str, TensorEntry], config: Mapping[str, Any] | 
 
 
 def declared_bits(config: Mapping[str, Any], name: str) -> set[int]:
-    """The widths that the compressed-tensors groups of config.json give matrix `name`: by name, else by class."""
+    """The widths that the compressed-tensors groups of config.json give matrix `name`: by name, else any other's.
+
+    Patterns are not matched: a hostile one takes forever.
+    """
     quantization = config.get("quantization_config")
     groups = quantization.get("config_groups") if isinstance(quantization, dict) else None
-    named, classed = set(), set()
+    named, other = set[int](), set[int]()
     for group in groups.values() if isinstance(groups, dict) else ():
         weights, targets = (group.get(k) if isinstance(group, dict) else None for k in ("weights", "targets"))
         bits = weights.get("num_bits") if isinstance(weights, dict) else None
-        for target in targets if isinstance(targets, list) and type(bits) is int else ():
-            if target == name or (str(target).startswith("re:") and _matches(target[3:], name)):
-                named.add(bits)
-            elif str(target).isidentifier():
-                classed.add(bits)
-    return named or classed
-
-
-def _matches(pattern: str, name: str) -> bool:
-    try:
-        return re.match(pattern, name) is not None
-    except re.error:
-        return False
+        if not isinstance(targets, list) or not isinstance(bits, int):
+            continue
+        (named if name in targets else other).add(bits)
+    return named or other
 
 
 def _packed(name: str, mark: str, entries: Mapping[str, TensorEntry], declared: set[int]) -> Packed:
