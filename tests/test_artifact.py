@@ -19,7 +19,7 @@ from spoiled import Command, partial
 
 import llmc
 from llmc.artifact import Artifact, Unit, raw_bytes
-from llmc.errors import OutputError
+from llmc.errors import OutputError, StorageError
 from llmc.execution import Execution
 from llmc.layout import arrange
 
@@ -208,6 +208,34 @@ def test_a_failing_disk(
     assert digests(out) == before
     assert command(*words, "--force").code == 0
     assert command("verify", out).code == 0
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]
+
+
+def test_an_output_that_cannot_be_put_in_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "old.txt").write_text("old")
+    (tmp_path / "out.llmc-replaced").mkdir()  # of a run killed between its two renames
+    (tmp_path / "out.llmc-replaced" / "older.txt").write_text("older")
+    artifact = new(tmp_path)
+    artifact.open(fresh=False, force=True)
+    artifact.record(unit(artifact, "a"))
+    original = os.rename
+
+    def rename(source: Path, target: Path) -> None:
+        if source.name == "model":
+            raise OSError(errno.EIO, "Input/output error")
+        original(source, target)
+
+    with monkeypatch.context() as patch, pytest.raises(StorageError, match="out: cannot write: Input/output error"):
+        patch.setattr(os, "rename", rename)
+        artifact.finish()
+    artifact.abandon()
+    assert digests(tmp_path / "out").keys() == {"old.txt"}
+    again = new(tmp_path)
+    again.open(fresh=False, force=True)
+    assert set(again.done) == {"a"}
+    again.finish()
+    assert digests(tmp_path / "out").keys() == {"model.safetensors"}
     assert [p.name for p in tmp_path.iterdir()] == ["out"]
 
 

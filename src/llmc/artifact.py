@@ -185,8 +185,14 @@ class Artifact:
                 folder.close()
             old = self.out.with_name(self.out.name + ".llmc-replaced")
             if self.out.exists():
+                shutil.rmtree(old, ignore_errors=True)  # left by a kill between these renames
                 os.rename(self.out, old)
-            os.rename(self.partial / "model", self.out)
+            try:
+                os.rename(self.partial / "model", self.out)
+            except OSError:
+                if old.exists():
+                    os.rename(old, self.out)
+                raise
             _sync_directory(self.out.parent)
             shutil.rmtree(old, ignore_errors=True)
             shutil.rmtree(self.partial, ignore_errors=True)

@@ -297,6 +297,8 @@ def _transformers_config(folder: Path) -> Any:
         if hasattr(config, "quantization_config"):
             del config.quantization_config
         return config
+    except MemoryError:
+        raise
     except Exception as error:  # pydantic, strict dataclasses and plain ValueErrors, by architecture
         line = " ".join(str(error).split())
         raise CheckpointError(f"config.json is not usable: {line[:300]}", where=folder.name) from error

@@ -183,6 +183,8 @@ def instantiate(config: Any, where: str) -> Any:
     try:
         with init_empty_weights(include_buffers=False):
             model: Any = cls(config)
+    except MemoryError:
+        raise
     except Exception as error:  # whatever each architecture raises, an AssertionError of torch among it
         line = " ".join(str(error).split())[:300]
         raise CheckpointError(f"config.json does not describe a {names[0]}: {line}", where=where) from error
