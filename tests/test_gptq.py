@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from llmc.calibration.statistics import Hessian
 from llmc.compressors.cholesky import factor_upper, inverse_upper
 from llmc.compressors.gptq import ROWS, Gptq
-from llmc.compressors.rtn import Rtn
+from llmc.compressors.rtn import Rtn, round_to_nearest
 from llmc.formats.encoded import Encoded, Params
 from llmc.structure import Context
 
@@ -65,7 +65,7 @@ def naive(w: torch.Tensor, H: torch.Tensor, method: Gptq) -> torch.Tensor:
     W[:, dead] = 0
     inverse = torch.linalg.inv(H)
     order = torch.argsort(activity, descending=True, stable=True) if method.act_order else torch.arange(columns)
-    importance = conditional(inverse, order)
+    importance = (conditional(inverse, order) * activity.sqrt()).sqrt()
     params: dict[int, Params] = {}
 
     def fit(group: int) -> Params:
@@ -156,7 +156,7 @@ def test_without_correlation_it_is_rounding_to_nearest(
     H.update(torch.diag(torch.logspace(-1, 1, 128) if uneven else torch.ones(128)))
     w, options = weights(rows, 128, bits), {"bits": bits, "group_size": group_size, "symmetric": symmetric}
     gptq = Gptq(**options, act_order=act_order, damping=0.0)(w, {"hessian": H}, context())
-    rtn = Rtn(**options)(w, {"hessian": H}, context())
+    rtn = round_to_nearest(w, Rtn(**options).make_grid(("bfloat16",)), H.diagonal() ** 0.75, context())
     assert torch.equal(gptq.codes, rtn.codes)
     assert all(torch.equal(gptq.params[k], rtn.params[k]) for k in rtn.params)
 

@@ -25,7 +25,7 @@ from llmc.skeleton import initializes_by_name
 from llmc.structure import Table, Target
 
 IMPORTS = 360 << 20  # resident after importing torch and transformers, measured
-TOKENS_PER_BATCH = 4096
+TOKENS_PER_BATCH = 2048
 READ = (torch.bfloat16, torch.float16, torch.float32)
 
 

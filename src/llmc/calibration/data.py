@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 CANDIDATES_PER_SAMPLE = 4
 FILE_SUFFIXES = (".txt", ".jsonl", ".parquet")
 FILE_KINDS = ".txt, .jsonl or .parquet"
-PIECE = 1 << 18  # characters handed to the tokenizer at once
+PIECE = 1 << 17  # characters handed to the tokenizer at once
 HUB_TIMEOUT = 10.0  # seconds
 
 Row = tuple[str, object]  # where it stands ("file:line"), what it holds

@@ -85,9 +85,11 @@ class Gptq(GridOptions):
                 context.note("damping_steps", step)
                 context.note("damping", damping)
             width = _slab_width(self.slab, self.group_size, self.act_order)
-            importance = V.diagonal().square()  # what an error costs that the columns to come make good
+            cost = V.diagonal().square()  # of an error that the columns to come make good
             if order is not None:
-                importance = torch.empty_like(importance).index_copy_(0, order, importance)
+                cost = torch.empty_like(cost).index_copy_(0, order, cost)
+            # Scales fitted to the cost alone suit the calibration text too well: sqrt(diag H) is the milder witness.
+            importance = (cost * diagonal.clamp(min=0).sqrt()).sqrt()
             return _Problem(_slabs(V, width), importance, dead, damping * mean, order)
         return None
 
