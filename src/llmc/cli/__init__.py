@@ -6,6 +6,7 @@ A verb is a function `verb(output, ...)`. Its annotated parameters are its argum
 
 from __future__ import annotations
 
+import gc
 import inspect as introspection
 import sys
 from collections.abc import Callable, Sequence
@@ -35,6 +36,7 @@ VERBS: dict[str, Callable[..., None]] = {
 
 def main() -> NoReturn:
     """The `llmc` command."""
+    gc.set_threshold(100_000, 20, 100)  # importing torch and transformers makes a million objects that all stay
     sys.exit(execute(sys.argv[1:]))
 
 
