@@ -18,7 +18,7 @@ from llmc.formats.encoded import Encoded
 from llmc.layout import nbytes
 from llmc.structure import Context
 
-TILE = 1 << 21
+TILE = 1 << 18  # weights measured at once: their float32 copies stay in the cache
 
 
 @dataclass(frozen=True)

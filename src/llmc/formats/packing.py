@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import torch
 
-TILE = 1 << 22  # codes handled at once: bounds the 8-byte temporaries
+TILE = 1 << 19  # codes handled at once: bounds the 8-byte temporaries
 
 
 def words_per_row(columns: int, bits: int) -> int:
