@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from llmc.activations import give_back_freed_memory
 from llmc.artifact import Artifact, Folder, Unit, check_apart, check_out, raw_bytes
 from llmc.calibration.data import CalibrationSet, load_calibration
 from llmc.calibration.inputs import model_inputs, noise_note
@@ -105,6 +106,7 @@ class Execution:
                 for folder, digests in item.tensors.items():
                     tensors[folder].update(digests)
             self.artifact.record(Unit(name, dict(tensors), [s.row for s in stored if s.row]))
+            give_back_freed_memory()
 
     def _advance(self, weights: int) -> None:
         self.seen += weights

@@ -25,6 +25,7 @@ from llmc.skeleton import initializes_by_name
 from llmc.structure import Table, Target
 
 IMPORTS = 360 << 20  # resident after importing torch and transformers, measured
+WALKING = 80 << 20  # buffers of the matrix products, tokenizer and tokens
 TOKENS_PER_BATCH = 2048
 READ = (torch.bfloat16, torch.float16, torch.float32)
 
@@ -157,7 +158,7 @@ def peak_ram(job: Job) -> int:
     """Upper estimate of the resident size in bytes."""
     checkpoint = job.checkpoint
     largest = max((s.target.numel for s in job.specs.values()), default=0)
-    working = largest * 8 + (64 << 20)
+    working = largest * 9 + (96 << 20)
     if not job.needs_statistics:
         return IMPORTS + working
     return IMPORTS + working + _walk_ram(job, checkpoint)
@@ -194,18 +195,21 @@ def _walk_ram(job: Job, checkpoint: Checkpoint) -> int:
     for name, parameter in checkpoint.model.named_parameters():
         sizes[skeleton.block_of(name)] += parameter.numel()
     block = max(size for path, size in sizes.items() if path is not None)
-    squares: dict[str | None, set[tuple[Any, ...]]] = defaultdict(set)
+    head = checkpoint.model.get_output_embeddings()
+    unused = 0 if head is None or _tied_heads(checkpoint) else head.weight.numel()  # the walk ends before the head
+    points: dict[str | None, set[tuple[Any, ...]]] = defaultdict(set)
     for spec in job.specs.values():
         target = spec.target
-        squares[target.block].add((target.fuse or target.name, target.shape[1]))
-    hessians = max(sum(columns**2 for _, columns in points) for points in squares.values())
+        points[target.block].add((target.fuse or target.name, target.shape[1]))
+    hessians = max(sum(columns**2 for _, columns in inputs) for inputs in points.values())
     widest = max(s.target.shape[1] for s in job.specs.values())
-    tokens = options.num_samples * options.sequence_length
-    hidden = max(s.target.shape[1] for s in job.specs.values() if s.target.block)
-    waiting = min(tokens * hidden * width, activation_memory(job.recipe))
-    embedding = sizes[None] * width
-    per_pass = TOKENS_PER_BATCH * (sum({s.target.shape[0] for s in job.specs.values()}) + widest) * width
-    return int(block * width * 2 + hessians * width * 3 + widest**2 * 8 * 3 + waiting + embedding + 2 * per_pass)
+    largest = max(s.target.numel for s in job.specs.values())
+    hidden = checkpoint.model.get_input_embeddings().weight.shape[1]
+    waiting = min(options.num_samples * options.sequence_length * hidden * width, activation_memory(job.recipe))
+    per_pass = TOKENS_PER_BATCH * 2 * (sum({s.target.shape[0] for s in job.specs.values()}) + widest) * width
+    # Strips of the sums and of one batch are half of the squares; one whole Hessian and its factor; a few of a matrix.
+    solving = hessians * width + widest**2 * 2 * width + largest * 4 * width
+    return (block + sizes[None] - unused) * width + solving + 2 * waiting + 2 * per_pass + WALKING
 
 
 def _choose(stages: Sequence[Stage], targets: Sequence[Target], where: str) -> dict[str, tuple[int, Target]]:

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from greenlet import GreenletExit, getcurrent, greenlet
 
-from llmc.activations import ActivationStore
+from llmc.activations import ActivationStore, give_back_freed_memory
 from llmc.calibration.experts import observing, route_through_llmc
 from llmc.calibration.statistics import Hessian
 from llmc.checkpoint import Checkpoint
@@ -136,6 +136,8 @@ class Walk:
                 self.visited.add(path)
                 self.keeping = keep(path)
                 yield path
+                self._stats, self._leader = {}, {}
+                give_back_freed_memory()
             if len(self.visited) == self.last_door and not again:
                 self.checkpoint.clear(keys)
                 return
@@ -242,6 +244,7 @@ class Walk:
         errors = [e for f in running if (e := f.exception()) is not None]
         if errors:
             raise errors[0]
+        give_back_freed_memory()
 
     def _begin(self, worker: int, workers: int) -> list[_Forward]:
         """The batches of a thread: every n-th, so that merging in order keeps no thread waiting for long."""
