@@ -1,0 +1,189 @@
+#include "encode.h"
+
+#include <algorithm>
+#include <memory>
+#include <mutex>
+
+#include "cpu.h"
+#include "crc32c.h"
+#include "threads.h"
+
+namespace llmc {
+namespace {
+
+// The table of every symbol of a chunk; empty where there is only table 0.
+std::vector<std::uint8_t> tables_of_chunk(const Job& job, std::size_t first, std::size_t size) {
+    const Model& model = job.model;
+    if (model.selector == Selector::kOne) return {};
+    std::vector<std::uint8_t> tables(size);
+    if (model.selector == Selector::kContext) {
+        for (std::size_t i = 0; i < size; ++i) tables[i] = model.table_of[job.contexts[first + i]];
+        return tables;
+    }
+    const Automaton& automaton = model.automaton;
+    std::array<std::uint8_t, kMaxLanes> state{};
+    for (std::size_t i = 0; i < size; ++i) {
+        std::uint8_t& s = state[i & (model.lanes() - 1)];
+        tables[i] = automaton.table_of[s];
+        s = automaton.next[s * automaton.classes + automaton.class_of[job.symbols[first + i]]];
+    }
+    return tables;
+}
+
+std::vector<Counts> count_all(const Job& job) {
+    std::vector<Counts> sums(job.tables);
+    std::mutex lock;
+    const std::size_t chunks = static_cast<std::size_t>((job.model.n + job.model.chunk - 1) / job.model.chunk);
+    parallel(chunks, job.threads, [&](std::size_t index) {
+        const std::size_t first = index * job.model.chunk, size = job.model.chunk_size(index);
+        const std::vector<std::uint8_t> tables = tables_of_chunk(job, first, size);
+        std::vector<Counts> counts(job.tables);
+        count_symbols(job.symbols + first, tables.empty() ? nullptr : tables.data(), size, counts[0].data(), job.tables);
+        const std::lock_guard<std::mutex> guard(lock);
+        for (std::size_t t = 0; t < sums.size(); ++t)
+            for (std::size_t s = 0; s < 256; ++s) sums[t][s] += counts[t][s];
+    });
+    return sums;
+}
+
+// Size in 2^-48 bits of everything coded, tables included.
+Wide size_with(const std::vector<Counts>& counts, Model& model) {
+    Wide size = 0;
+    model.tables.clear();
+    for (const Counts& each : counts) {
+        model.tables.push_back(normalise(each, model.bits));
+        size += coded_size(each, model.tables.back(), model.bits);
+    }
+    return size + (Wide{head_of(model).size()} << (48 + 3));
+}
+
+// The symbols too rare for a slot of their own, which might share an escape above the others: `first`, or none.
+unsigned escape_above(const Counts& total, std::uint64_t n, unsigned bits, std::array<bool, 256>& rare) {
+    unsigned first = 0, found = 0;
+    for (unsigned s = 0; s < 256; ++s) {
+        rare[s] = total[s] > 0 && Wide{total[s]} << bits < Wide{n};
+        found += rare[s];
+        if (total[s] > 0 && !rare[s]) first = s + 1;
+    }
+    return found >= 2 && first < 256 ? first : kNoEscape;
+}
+
+// Sets the tables of job.model, and an escape for rare bytes where that is smaller. True: it did.
+bool choose_tables(const std::vector<Counts>& counts, Job& job, std::array<bool, 256>& rare) {
+    Model& model = job.model;
+    const Wide plain = size_with(counts, model);
+    if (job.values || model.selector == Selector::kAutomaton) return false;
+    Counts total{};
+    for (const Counts& each : counts)
+        for (std::size_t s = 0; s < 256; ++s) total[s] += each[s];
+    const unsigned first = escape_above(total, model.n, model.bits, rare);
+    if (first == kNoEscape) return false;
+    std::vector<Counts> merged = counts;
+    std::uint64_t escaped = 0;
+    for (Counts& each : merged)
+        for (std::size_t s = 0; s < 256; ++s) {
+            if (!rare[s]) continue;
+            const std::uint64_t count = each[s];
+            each[s] = 0;
+            each[first] += count;
+            escaped += count;
+        }
+    Model with = model;
+    with.escape_first = first;
+    const bool pays = size_with(merged, with) + (Wide{escaped} << (48 + 3)) < plain;
+    if (pays) model = with;
+    return pays;
+}
+
+struct Payload {
+    std::vector<std::uint8_t> bytes;
+    std::uint32_t words = 0, escapes = 0, crc = 0;
+};
+
+void add_escapes(const Job& job, std::size_t first, std::size_t size, Payload& payload) {
+    const Model& model = job.model;
+    const std::size_t before = payload.bytes.size();
+    for (std::size_t i = first; i < first + size && model.escape_first != kNoEscape; ++i)
+        if (job.symbols[i] >= model.escape_first) {
+            const std::uint8_t* value = job.values + i * model.value_bytes;
+            payload.bytes.insert(payload.bytes.end(), value, value + model.value_bytes);
+            ++payload.escapes;
+        }
+    const std::uint32_t crc = crc32c(0, job.symbols + first, size);
+    payload.crc = crc32c(crc, payload.bytes.data() + before, payload.bytes.size() - before);
+}
+
+EncodeSteps steps_of(const Job& job) {
+#ifdef LLMC_X86
+    const bool wide = job.path == Path::kAuto || job.path >= Path::kAvx512;
+    if (cpu().avx512 && wide && job.model.lanes() >= 16) return &encode_steps_avx512;
+#endif
+    static_cast<void>(job);
+    return &encode_steps_scalar;
+}
+
+Payload encode_chunk(const Job& job, const EncodeTables& tables, std::size_t index) {
+    const std::size_t first = index * job.model.chunk, size = job.model.chunk_size(index), lanes = job.model.lanes();
+    const std::vector<std::uint8_t> of = tables_of_chunk(job, first, size);
+    const std::uint8_t* tables_of = of.empty() ? nullptr : of.data();
+    const std::uint8_t* symbols = job.symbols + first;
+    // Not a vector: its pages need no zeros. A symbol spills one word at most; 64 bytes may be touched before them.
+    const std::unique_ptr<std::uint8_t[]> room(new std::uint8_t[2 * size + 64]);
+    std::uint8_t* const end = room.get() + 2 * size + 64;
+    std::array<std::uint32_t, kMaxLanes> x;
+    x.fill(kLowest);
+    const std::size_t whole = size / lanes, full = whole * lanes;
+    std::uint8_t* words = end;
+    for (std::size_t i = size; i-- > full;)
+        words = encode_steps_scalar(tables, &x[i - full], 1, symbols + i, tables_of ? tables_of + i : nullptr, 1, words);
+    words = steps_of(job)(tables, x.data(), lanes, symbols, tables_of, whole, words);
+    Payload payload;
+    payload.words = static_cast<std::uint32_t>((end - words) / 2);
+    payload.bytes.resize(4 * lanes);
+    std::memcpy(payload.bytes.data(), x.data(), 4 * lanes);
+    payload.bytes.insert(payload.bytes.end(), words, end);
+    add_escapes(job, first, size, payload);
+    return payload;
+}
+
+// Head, chunk table, sum, payloads.
+std::vector<std::uint8_t> assemble(const Model& model, const std::vector<Payload>& payloads) {
+    std::vector<std::uint8_t> out = head_of(model);
+    std::size_t at = out.size(), total = at + kChunkEntryBytes * payloads.size() + 4;
+    for (const Payload& payload : payloads) total += payload.bytes.size();
+    out.reserve(total);
+    out.resize(at + kChunkEntryBytes * payloads.size() + 4);
+    for (const Payload& payload : payloads) {
+        store(out.data() + at, payload.words);
+        store(out.data() + at + 4, payload.escapes);
+        store(out.data() + at + 8, payload.crc);
+        at += kChunkEntryBytes;
+    }
+    store(out.data() + at, crc32c(0, out.data(), at));
+    for (const Payload& payload : payloads) out.insert(out.end(), payload.bytes.begin(), payload.bytes.end());
+    return out;
+}
+
+}  // namespace
+
+std::vector<std::uint8_t> encode(Job job) {
+    Model& model = job.model;
+    model.tables.assign(1, Frequencies{});  // counted below; until then nothing is constant
+    check(model);
+    std::array<bool, 256> rare{};
+    std::vector<std::uint8_t> replaced;
+    if (choose_tables(count_all(job), job, rare)) {
+        replaced.resize(static_cast<std::size_t>(model.n));
+        std::array<std::uint8_t, 256> map{};
+        for (unsigned s = 0; s < 256; ++s) map[s] = static_cast<std::uint8_t>(rare[s] ? model.escape_first : s);
+        std::transform(job.symbols, job.symbols + model.n, replaced.begin(), [&](std::uint8_t s) { return map[s]; });
+        job.values = job.symbols;
+        job.symbols = replaced.data();
+    }
+    const EncodeTables tables = encode_tables(model);
+    std::vector<Payload> payloads(model.chunks());
+    parallel(payloads.size(), job.threads, [&](std::size_t i) { payloads[i] = encode_chunk(job, tables, i); });
+    return assemble(model, payloads);
+}
+
+}  // namespace llmc

@@ -1,0 +1,69 @@
+// Compiled with -mavx512f -mavx512bw -mavx512vl -mavx512dq -mpopcnt.
+#include <immintrin.h>
+
+#include "encode.h"
+
+namespace llmc {
+namespace {
+
+// floor(x / q), and the remainder: the quotient of floats is off by one at most, because it is below 2^20.
+__m512i divide(__m512i x, __m512i q, __m512i& remainder) {
+    const __m512 ratio = _mm512_div_ps(_mm512_cvtepu32_ps(x), _mm512_cvtepi32_ps(q));
+    const __m512i one = _mm512_set1_epi32(1);
+    __m512i quotient = _mm512_cvttps_epi32(ratio);
+    remainder = _mm512_sub_epi32(x, _mm512_mullo_epi32(quotient, q));
+    const __mmask16 above = _mm512_movepi32_mask(remainder);
+    quotient = _mm512_mask_sub_epi32(quotient, above, quotient, one);
+    remainder = _mm512_mask_add_epi32(remainder, above, remainder, q);
+    const __mmask16 below = _mm512_cmpge_epi32_mask(remainder, q);
+    quotient = _mm512_mask_add_epi32(quotient, below, quotient, one);
+    remainder = _mm512_mask_sub_epi32(remainder, below, remainder, q);
+    return quotient;
+}
+
+// Stores the low words of the lanes that are too high for their symbol, in lane order, below `words`.
+std::uint8_t* spill(__m512i& x, __m512i q, unsigned high, std::uint8_t* words) {
+    const __mmask16 due = _mm512_cmpge_epu32_mask(_mm512_srli_epi32(x, high), q);
+    const auto count = static_cast<unsigned>(_mm_popcnt_u32(due));
+    const __m256i low = _mm512_cvtepi32_epi16(_mm512_maskz_compress_epi32(due, x));
+    words -= 2 * static_cast<std::size_t>(count);
+    _mm256_mask_storeu_epi16(words, static_cast<__mmask16>((1u << count) - 1u), low);
+    x = _mm512_mask_srli_epi32(x, due, x, 16);
+    return words;
+}
+
+__m512i load16(const std::uint8_t* bytes) {
+    return _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(bytes)));
+}
+
+template <bool Tables>
+std::uint8_t* run(const EncodeTables& t, std::uint32_t* x, std::size_t lanes, const std::uint8_t* symbols,
+                  const std::uint8_t* tables_of, std::size_t steps, std::uint8_t* words) {
+    const __m512i low = _mm512_set1_epi32(0xFFFF);
+    const __m128i bits = _mm_cvtsi32_si128(static_cast<int>(t.bits));
+    for (std::size_t i = steps * lanes; i > 0;) {
+        i -= 16;
+        __m512i index = load16(symbols + i);
+        if constexpr (Tables) index = _mm512_or_si512(index, _mm512_slli_epi32(load16(tables_of + i), 8));
+        const __m512i pair = _mm512_i32gather_epi32(index, t.pairs.data(), 4);
+        const __m512i q = _mm512_and_si512(pair, low);
+        std::uint32_t* state = x + (i & (lanes - 1));
+        __m512i old = _mm512_loadu_si512(state), remainder;
+        words = spill(old, q, 32 - t.bits, words);
+        const __m512i quotient = divide(old, q, remainder);
+        const __m512i slot = _mm512_add_epi32(remainder, _mm512_srli_epi32(pair, 16));
+        _mm512_storeu_si512(state, _mm512_add_epi32(_mm512_sll_epi32(quotient, bits), slot));
+    }
+    return words;
+}
+
+}  // namespace
+
+std::uint8_t* encode_steps_avx512(const EncodeTables& t, std::uint32_t* x, std::size_t lanes,
+                                  const std::uint8_t* symbols, const std::uint8_t* tables_of, std::size_t steps,
+                                  std::uint8_t* words) {
+    return tables_of ? run<true>(t, x, lanes, symbols, tables_of, steps, words)
+                     : run<false>(t, x, lanes, symbols, tables_of, steps, words);
+}
+
+}  // namespace llmc
