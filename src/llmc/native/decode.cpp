@@ -109,8 +109,14 @@ void ChunkReader::read_bytes(std::uint8_t* out, const std::uint8_t* contexts, st
     read(out, contexts, count);
     const unsigned first = stream_.model.escape_first;
     if (first == kNoEscape) return;
-    for (std::size_t i = 0; i < count; ++i)
-        if (out[i] >= first) out[i] = static_cast<std::uint8_t>(next_escape());
+    constexpr std::size_t kPart = 256;  // escapes are rare: whole parts are seen to have none at once
+    for (std::size_t at = 0; at < count; at += kPart) {
+        const std::size_t end = std::min(count, at + kPart);
+        std::uint8_t top = 0;
+        for (std::size_t i = at; i < end; ++i) top = std::max(top, out[i]);
+        for (std::size_t i = at; top >= first && i < end; ++i)
+            if (out[i] >= first) out[i] = static_cast<std::uint8_t>(next_escape());
+    }
 }
 
 std::int32_t ChunkReader::next_escape() {

@@ -71,6 +71,7 @@ void step(const DecodeTables& t, __m256i* x, __m256i* state, const std::uint8_t*
     const __m128i bits = _mm_cvtsi32_si128(static_cast<int>(t.bits));
     const __m256i mask = _mm256_set1_epi32((1 << t.bits) - 1);
     __m256i symbol[V];
+#pragma GCC unroll 8
     for (std::size_t v = 0; v < V; ++v) {
         __m256i base = _mm256_setzero_si256();
         if constexpr (S == Selector::kContext) {
@@ -84,6 +85,7 @@ void step(const DecodeTables& t, __m256i* x, __m256i* state, const std::uint8_t*
             state[v] = gather(t.moves.data(), _mm256_add_epi32(row, symbol[v]));
         }
     }
+#pragma GCC unroll 8
     for (std::size_t v = 0; v < V; ++v) {
         words = refill(x[v], words);
         store_symbols(out + 8 * v, symbol[v]);

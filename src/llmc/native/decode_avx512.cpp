@@ -29,6 +29,7 @@ struct Registers {
     // The last of the 32 starts that is not above `slot`: five halvings.
     __m512i place(__m512i slot) const {
         __m512i at = _mm512_setzero_si512();
+#pragma GCC unroll 8
         for (int width = 16; width; width /= 2) {
             const __m512i probe = _mm512_add_epi32(at, _mm512_set1_epi32(width));
             const __m512i start = _mm512_permutex2var_epi32(starts[0], probe, starts[1]);
@@ -81,6 +82,7 @@ inline __attribute__((always_inline)) void step(const DecodeTables& t, const Reg
     const __m128i bits = _mm_cvtsi32_si128(static_cast<int>(t.bits));
     const __m512i mask = _mm512_set1_epi32((1 << t.bits) - 1);
     __m512i symbol[V];
+#pragma GCC unroll 8
     for (std::size_t v = 0; v < V; ++v) {
         __m512i base = _mm512_setzero_si512();
         if constexpr (S == Selector::kContext) base = gather(t.base.data(), load16(contexts + 16 * v));
@@ -91,6 +93,7 @@ inline __attribute__((always_inline)) void step(const DecodeTables& t, const Reg
             state[v] = gather(t.moves.data(), _mm512_add_epi32(row, symbol[v]));
         }
     }
+#pragma GCC unroll 8
     for (std::size_t v = 0; v < V; ++v) {
         words = refill(x[v], words);
         _mm_storeu_si128(reinterpret_cast<__m128i*>(out + 16 * v), _mm512_cvtepi32_epi8(symbol[v]));
@@ -103,6 +106,7 @@ std::size_t run(const DecodeTables& t, Lanes& lanes, std::uint8_t* out, const st
                 std::size_t steps) {
     const Registers r(t);
     __m512i x[V], state[V];
+#pragma GCC unroll 8
     for (std::size_t v = 0; v < V; ++v) {
         x[v] = _mm512_load_si512(lanes.x.data() + 16 * v);
         state[v] = _mm512_load_si512(lanes.state.data() + 16 * v);
@@ -113,6 +117,7 @@ std::size_t run(const DecodeTables& t, Lanes& lanes, std::uint8_t* out, const st
         step<S, How, V>(t, r, x, state, words, out, contexts);
         if constexpr (S == Selector::kContext) contexts += 16 * V;
     }
+#pragma GCC unroll 8
     for (std::size_t v = 0; v < V; ++v) {
         _mm512_store_si512(lanes.x.data() + 16 * v, x[v]);
         _mm512_store_si512(lanes.state.data() + 16 * v, state[v]);

@@ -57,7 +57,7 @@ Wide size_with(const std::vector<Counts>& counts, Model& model) {
     return size + (Wide{head_of(model).size()} << (48 + 3));
 }
 
-// The symbols too rare for a slot of their own, which might share an escape above the others: `first`, or none.
+// The symbols below 1 / 2^bits of all, which might share an escape above the others: `first`, or none.
 unsigned escape_above(const Counts& total, std::uint64_t n, unsigned bits, std::array<bool, 256>& rare) {
     unsigned first = 0, found = 0;
     for (unsigned s = 0; s < 256; ++s) {
@@ -68,31 +68,53 @@ unsigned escape_above(const Counts& total, std::uint64_t n, unsigned bits, std::
     return found >= 2 && first < 256 ? first : kNoEscape;
 }
 
+// Moves the rare symbols to the escape. Returns how many there were.
+std::uint64_t merge_rare(std::vector<Counts>& counts, unsigned escape, const std::array<bool, 256>& rare) {
+    std::uint64_t escaped = 0;
+    for (Counts& each : counts)
+        for (std::size_t s = 0; s < 256; ++s) {
+            const std::uint64_t count = rare[s] ? each[s] : 0;
+            each[s] -= count;
+            each[escape] += count;
+            escaped += count;
+        }
+    return escaped;
+}
+
 // Sets the tables of job.model, and an escape for rare bytes where that is smaller. True: it did.
 bool choose_tables(const std::vector<Counts>& counts, Job& job, std::array<bool, 256>& rare) {
-    Model& model = job.model;
-    const Wide plain = size_with(counts, model);
-    if (job.values || model.selector == Selector::kAutomaton) return false;
+    Wide best = size_with(counts, job.model);
+    if (job.values || job.model.selector == Selector::kAutomaton) return false;
     Counts total{};
     for (const Counts& each : counts)
         for (std::size_t s = 0; s < 256; ++s) total[s] += each[s];
-    const unsigned first = escape_above(total, model.n, model.bits, rare);
-    if (first == kNoEscape) return false;
-    std::vector<Counts> merged = counts;
-    std::uint64_t escaped = 0;
-    for (Counts& each : merged)
-        for (std::size_t s = 0; s < 256; ++s) {
-            if (!rare[s]) continue;
-            const std::uint64_t count = each[s];
-            each[s] = 0;
-            each[first] += count;
-            escaped += count;
-        }
-    Model with = model;
-    with.escape_first = first;
-    const bool pays = size_with(merged, with) + (Wide{escaped} << (48 + 3)) < plain;
-    if (pays) model = with;
+    bool pays = false;
+    for (const unsigned under : {0u, 2u, 4u}) {  // what is rare: below a slot, a quarter, a sixteenth of one
+        std::array<bool, 256> tried{};
+        Model with = job.model;
+        with.escape_first = escape_above(total, with.n, with.bits + under, tried);
+        if (with.escape_first == kNoEscape) continue;
+        std::vector<Counts> merged = counts;
+        const std::uint64_t escaped = merge_rare(merged, with.escape_first, tried);
+        const Wide size = size_with(merged, with) + (Wide{escaped} << (48 + 3));
+        if (size >= best) continue;
+        best = size;
+        rare = tried;
+        job.model = with;
+        pays = true;
+    }
     return pays;
+}
+
+// The symbols with the rare ones replaced by the escape.
+void replace_rare(const Job& job, const std::array<bool, 256>& rare, std::uint8_t* out) {
+    std::array<std::uint8_t, 256> map{};
+    for (unsigned s = 0; s < 256; ++s) map[s] = static_cast<std::uint8_t>(rare[s] ? job.model.escape_first : s);
+    const std::size_t n = static_cast<std::size_t>(job.model.n), pieces = (n + kBlock - 1) / kBlock;
+    parallel(pieces, job.threads, [&](std::size_t i) {
+        const std::size_t at = i * kBlock, size = std::min(kBlock, n - at);
+        std::transform(job.symbols + at, job.symbols + at + size, out + at, [&](std::uint8_t s) { return map[s]; });
+    });
 }
 
 struct Payload {
@@ -100,15 +122,23 @@ struct Payload {
     std::uint32_t words = 0, escapes = 0, crc = 0;
 };
 
+void add_escape(const Job& job, std::size_t i, Payload& payload) {
+    const std::uint8_t* value = job.values + i * job.model.value_bytes;
+    payload.bytes.insert(payload.bytes.end(), value, value + job.model.value_bytes);
+    ++payload.escapes;
+}
+
 void add_escapes(const Job& job, std::size_t first, std::size_t size, Payload& payload) {
     const Model& model = job.model;
     const std::size_t before = payload.bytes.size();
-    for (std::size_t i = first; i < first + size && model.escape_first != kNoEscape; ++i)
-        if (job.symbols[i] >= model.escape_first) {
-            const std::uint8_t* value = job.values + i * model.value_bytes;
-            payload.bytes.insert(payload.bytes.end(), value, value + model.value_bytes);
-            ++payload.escapes;
-        }
+    constexpr std::size_t kPart = 256;  // escapes are rare: whole parts are seen to have none at once
+    for (std::size_t at = first; at < first + size && model.escape_first != kNoEscape; at += kPart) {
+        const std::size_t end = std::min(first + size, at + kPart);
+        std::uint8_t top = 0;
+        for (std::size_t i = at; i < end; ++i) top = std::max(top, job.symbols[i]);
+        for (std::size_t i = at; top >= model.escape_first && i < end; ++i)
+            if (job.symbols[i] >= model.escape_first) add_escape(job, i, payload);
+    }
     const std::uint32_t crc = crc32c(0, job.symbols + first, size);
     payload.crc = crc32c(crc, payload.bytes.data() + before, payload.bytes.size() - before);
 }
@@ -139,6 +169,7 @@ Payload encode_chunk(const Job& job, const EncodeTables& tables, std::size_t ind
     words = steps_of(job)(tables, x.data(), lanes, symbols, tables_of, whole, words);
     Payload payload;
     payload.words = static_cast<std::uint32_t>((end - words) / 2);
+    payload.bytes.reserve(4 * lanes + static_cast<std::size_t>(end - words));
     payload.bytes.resize(4 * lanes);
     std::memcpy(payload.bytes.data(), x.data(), 4 * lanes);
     payload.bytes.insert(payload.bytes.end(), words, end);
@@ -171,14 +202,12 @@ std::vector<std::uint8_t> encode(Job job) {
     model.tables.assign(1, Frequencies{});  // counted below; until then nothing is constant
     check(model);
     std::array<bool, 256> rare{};
-    std::vector<std::uint8_t> replaced;
+    std::unique_ptr<std::uint8_t[]> replaced;
     if (choose_tables(count_all(job), job, rare)) {
-        replaced.resize(static_cast<std::size_t>(model.n));
-        std::array<std::uint8_t, 256> map{};
-        for (unsigned s = 0; s < 256; ++s) map[s] = static_cast<std::uint8_t>(rare[s] ? model.escape_first : s);
-        std::transform(job.symbols, job.symbols + model.n, replaced.begin(), [&](std::uint8_t s) { return map[s]; });
+        replaced.reset(new std::uint8_t[static_cast<std::size_t>(model.n)]);
+        replace_rare(job, rare, replaced.get());
         job.values = job.symbols;
-        job.symbols = replaced.data();
+        job.symbols = replaced.get();
     }
     const EncodeTables tables = encode_tables(model);
     std::vector<Payload> payloads(model.chunks());
