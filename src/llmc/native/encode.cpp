@@ -11,6 +11,8 @@
 namespace llmc {
 namespace {
 
+constexpr std::size_t kPart = 256;  // escapes are rare: whole parts are seen to have none at once
+
 // The table of every symbol of a chunk; empty where there is only table 0.
 std::vector<std::uint8_t> tables_of_chunk(const Job& job, std::size_t first, std::size_t size) {
     const Model& model = job.model;
@@ -106,40 +108,52 @@ bool choose_tables(const std::vector<Counts>& counts, Job& job, std::array<bool,
     return pays;
 }
 
-// The symbols with the rare ones replaced by the escape.
-void replace_rare(const Job& job, const std::array<bool, 256>& rare, std::uint8_t* out) {
+// Symbols with the rare ones replaced by the escape. Most parts hold none and are copied.
+struct Replacement {
     std::array<std::uint8_t, 256> map{};
-    for (unsigned s = 0; s < 256; ++s) map[s] = static_cast<std::uint8_t>(rare[s] ? job.model.escape_first : s);
-    const std::size_t n = static_cast<std::size_t>(job.model.n), pieces = (n + kBlock - 1) / kBlock;
-    parallel(pieces, job.threads, [&](std::size_t i) {
-        const std::size_t at = i * kBlock, size = std::min(kBlock, n - at);
-        std::transform(job.symbols + at, job.symbols + at + size, out + at, [&](std::uint8_t s) { return map[s]; });
-    });
-}
+    unsigned low = 256, high = 256;  // what lies between stays as it is
+
+    Replacement(const std::array<bool, 256>& rare, unsigned escape) : low(escape), high(escape) {
+        for (unsigned s = 0; s < 256; ++s) map[s] = static_cast<std::uint8_t>(rare[s] ? escape : s);
+        while (low > 0 && !rare[low - 1]) --low;
+    }
+
+    void apply(const std::uint8_t* in, std::size_t n, std::uint8_t* out) const {
+        for (std::size_t at = 0; at < n; at += kPart) {
+            const std::size_t end = std::min(n, at + kPart);
+            std::uint8_t top = 0, bottom = 255;
+            for (std::size_t i = at; i < end; ++i) top = std::max(top, in[i]);
+            for (std::size_t i = at; i < end; ++i) bottom = std::min(bottom, in[i]);
+            if (bottom >= low && top < high)
+                std::memcpy(out + at, in + at, end - at);
+            else
+                for (std::size_t i = at; i < end; ++i) out[i] = map[in[i]];
+        }
+    }
+};
 
 struct Payload {
     std::vector<std::uint8_t> bytes;
     std::uint32_t words = 0, escapes = 0, crc = 0;
 };
 
-void add_escape(const Job& job, std::size_t i, Payload& payload) {
-    const std::uint8_t* value = job.values + i * job.model.value_bytes;
-    payload.bytes.insert(payload.bytes.end(), value, value + job.model.value_bytes);
-    ++payload.escapes;
-}
-
-void add_escapes(const Job& job, std::size_t first, std::size_t size, Payload& payload) {
+// The values behind the escapes among a chunk's `symbols`, and the sum of both.
+void add_escapes(const Job& job, const std::uint8_t* symbols, std::size_t first, std::size_t size, Payload& payload) {
     const Model& model = job.model;
+    const std::uint8_t* values = (job.values ? job.values : job.symbols) + first * model.value_bytes;
     const std::size_t before = payload.bytes.size();
-    constexpr std::size_t kPart = 256;  // escapes are rare: whole parts are seen to have none at once
-    for (std::size_t at = first; at < first + size && model.escape_first != kNoEscape; at += kPart) {
-        const std::size_t end = std::min(first + size, at + kPart);
+    for (std::size_t at = 0; at < size && model.escape_first != kNoEscape; at += kPart) {
+        const std::size_t end = std::min(size, at + kPart);
         std::uint8_t top = 0;
-        for (std::size_t i = at; i < end; ++i) top = std::max(top, job.symbols[i]);
-        for (std::size_t i = at; top >= model.escape_first && i < end; ++i)
-            if (job.symbols[i] >= model.escape_first) add_escape(job, i, payload);
+        for (std::size_t i = at; i < end; ++i) top = std::max(top, symbols[i]);
+        for (std::size_t i = at; top >= model.escape_first && i < end; ++i) {
+            if (symbols[i] < model.escape_first) continue;
+            const std::uint8_t* value = values + i * model.value_bytes;
+            payload.bytes.insert(payload.bytes.end(), value, value + model.value_bytes);
+            ++payload.escapes;
+        }
     }
-    const std::uint32_t crc = crc32c(0, job.symbols + first, size);
+    const std::uint32_t crc = crc32c(0, symbols, size);
     payload.crc = crc32c(crc, payload.bytes.data() + before, payload.bytes.size() - before);
 }
 
@@ -152,15 +166,17 @@ EncodeSteps steps_of(const Job& job) {
     return &encode_steps_scalar;
 }
 
-Payload encode_chunk(const Job& job, const EncodeTables& tables, std::size_t index) {
+Payload encode_chunk(const Job& job, const EncodeTables& tables, const Replacement* rare, std::size_t index) {
     const std::size_t first = index * job.model.chunk, size = job.model.chunk_size(index), lanes = job.model.lanes();
     const std::vector<std::uint8_t> of = tables_of_chunk(job, first, size);
     const std::uint8_t* tables_of = of.empty() ? nullptr : of.data();
-    const std::uint8_t* symbols = job.symbols + first;
-    // Not a vector: its pages need no zeros. A symbol spills one word at most; 64 bytes may be touched before them.
+    // No vectors: pages need no zeros. A symbol spills one word at most; 64 bytes may be touched before them.
     const std::unique_ptr<std::uint8_t[]> room(new std::uint8_t[2 * size + 64]);
+    const std::unique_ptr<std::uint8_t[]> replaced(rare ? new std::uint8_t[size] : nullptr);
+    if (rare) rare->apply(job.symbols + first, size, replaced.get());
+    const std::uint8_t* symbols = rare ? replaced.get() : job.symbols + first;
     std::uint8_t* const end = room.get() + 2 * size + 64;
-    std::array<std::uint32_t, kMaxLanes> x;
+    alignas(64) std::array<std::uint32_t, kMaxLanes> x;
     x.fill(kLowest);
     const std::size_t whole = size / lanes, full = whole * lanes;
     std::uint8_t* words = end;
@@ -173,7 +189,7 @@ Payload encode_chunk(const Job& job, const EncodeTables& tables, std::size_t ind
     payload.bytes.resize(4 * lanes);
     std::memcpy(payload.bytes.data(), x.data(), 4 * lanes);
     payload.bytes.insert(payload.bytes.end(), words, end);
-    add_escapes(job, first, size, payload);
+    add_escapes(job, symbols, first, size, payload);
     return payload;
 }
 
@@ -202,16 +218,13 @@ std::vector<std::uint8_t> encode(Job job) {
     model.tables.assign(1, Frequencies{});  // counted below; until then nothing is constant
     check(model);
     std::array<bool, 256> rare{};
-    std::unique_ptr<std::uint8_t[]> replaced;
-    if (choose_tables(count_all(job), job, rare)) {
-        replaced.reset(new std::uint8_t[static_cast<std::size_t>(model.n)]);
-        replace_rare(job, rare, replaced.get());
-        job.values = job.symbols;
-        job.symbols = replaced.get();
-    }
+    const bool replaces = choose_tables(count_all(job), job, rare);
+    const Replacement replacement(rare, model.escape_first);
     const EncodeTables tables = encode_tables(model);
     std::vector<Payload> payloads(model.chunks());
-    parallel(payloads.size(), job.threads, [&](std::size_t i) { payloads[i] = encode_chunk(job, tables, i); });
+    parallel(payloads.size(), job.threads, [&](std::size_t i) {
+        payloads[i] = encode_chunk(job, tables, replaces ? &replacement : nullptr, i);
+    });
     return assemble(model, payloads);
 }
 

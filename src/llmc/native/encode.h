@@ -20,7 +20,7 @@ struct EncodeTables {
 EncodeTables encode_tables(const Model& model);
 
 // Codes `steps` full steps from the last to the first, below `words`; `tables_of` may be null (table 0 for all).
-// Returns where the words now begin. May touch, not change, the 2 bytes before.
+// Returns where the words now begin. May touch the 2 bytes before. `x` is aligned to 64 bytes where lanes > 1.
 using EncodeSteps = std::uint8_t* (*)(const EncodeTables&, std::uint32_t* x, std::size_t lanes,
                                       const std::uint8_t* symbols, const std::uint8_t* tables_of, std::size_t steps,
                                       std::uint8_t* words);

@@ -36,25 +36,46 @@ __m512i load16(const std::uint8_t* bytes) {
     return _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(bytes)));
 }
 
-template <bool Tables>
-std::uint8_t* run(const EncodeTables& t, std::uint32_t* x, std::size_t lanes, const std::uint8_t* symbols,
-                  const std::uint8_t* tables_of, std::size_t steps, std::uint8_t* words) {
-    const __m512i low = _mm512_set1_epi32(0xFFFF);
+// V registers of lanes, last lane first: their divisions hide each other's latency.
+template <bool Tables, std::size_t V>
+inline __attribute__((always_inline)) std::uint8_t* group(const EncodeTables& t, __m512i* x, const std::uint8_t* symbols,
+                                                          const std::uint8_t* tables_of, std::uint8_t* words) {
     const __m128i bits = _mm_cvtsi32_si128(static_cast<int>(t.bits));
-    for (std::size_t i = steps * lanes; i > 0;) {
-        i -= 16;
-        __m512i index = load16(symbols + i);
-        if constexpr (Tables) index = _mm512_or_si512(index, _mm512_slli_epi32(load16(tables_of + i), 8));
-        const __m512i pair = _mm512_i32gather_epi32(index, t.pairs.data(), 4);
-        const __m512i q = _mm512_and_si512(pair, low);
-        std::uint32_t* state = x + (i & (lanes - 1));
-        __m512i old = _mm512_loadu_si512(state), remainder;
-        words = spill(old, q, 32 - t.bits, words);
-        const __m512i quotient = divide(old, q, remainder);
-        const __m512i slot = _mm512_add_epi32(remainder, _mm512_srli_epi32(pair, 16));
-        _mm512_storeu_si512(state, _mm512_add_epi32(_mm512_sll_epi32(quotient, bits), slot));
+    __m512i pair[V];
+#pragma GCC unroll 4
+    for (std::size_t v = 0; v < V; ++v) {
+        __m512i index = load16(symbols + 16 * v);
+        if constexpr (Tables) index = _mm512_or_si512(index, _mm512_slli_epi32(load16(tables_of + 16 * v), 8));
+        pair[v] = _mm512_i32gather_epi32(index, t.pairs.data(), 4);
+    }
+#pragma GCC unroll 4
+    for (std::size_t k = 1; k <= V; ++k) {
+        const std::size_t v = V - k;
+        const __m512i q = _mm512_and_si512(pair[v], _mm512_set1_epi32(0xFFFF));
+        __m512i remainder;
+        words = spill(x[v], q, 32 - t.bits, words);
+        const __m512i quotient = divide(x[v], q, remainder);
+        const __m512i slot = _mm512_add_epi32(remainder, _mm512_srli_epi32(pair[v], 16));
+        x[v] = _mm512_add_epi32(_mm512_sll_epi32(quotient, bits), slot);
     }
     return words;
+}
+
+template <bool Tables, std::size_t V>
+std::uint8_t* run(const EncodeTables& t, std::uint32_t* states, std::size_t lanes, const std::uint8_t* symbols,
+                  const std::uint8_t* tables_of, std::size_t steps, std::uint8_t* words) {
+    auto* all = reinterpret_cast<__m512i*>(states);
+    const std::size_t groups = lanes / (16 * V);
+    for (std::size_t i = steps * groups; i-- > 0;) {
+        const std::uint8_t* chosen = Tables ? tables_of + 16 * V * i : nullptr;
+        words = group<Tables, V>(t, all + V * (i % groups), symbols + 16 * V * i, chosen, words);
+    }
+    return words;
+}
+
+template <bool Tables>
+EncodeSteps by_lanes(std::size_t lanes) {
+    return lanes >= 64 ? &run<Tables, 4> : lanes == 32 ? &run<Tables, 2> : &run<Tables, 1>;
 }
 
 }  // namespace
@@ -62,8 +83,7 @@ std::uint8_t* run(const EncodeTables& t, std::uint32_t* x, std::size_t lanes, co
 std::uint8_t* encode_steps_avx512(const EncodeTables& t, std::uint32_t* x, std::size_t lanes,
                                   const std::uint8_t* symbols, const std::uint8_t* tables_of, std::size_t steps,
                                   std::uint8_t* words) {
-    return tables_of ? run<true>(t, x, lanes, symbols, tables_of, steps, words)
-                     : run<false>(t, x, lanes, symbols, tables_of, steps, words);
+    return (tables_of ? by_lanes<true> : by_lanes<false>)(lanes)(t, x, lanes, symbols, tables_of, steps, words);
 }
 
 }  // namespace llmc

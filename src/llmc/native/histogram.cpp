@@ -7,9 +7,9 @@ namespace {
 
 constexpr std::size_t kPiece = std::size_t{1} << 24;  // counts of a piece fit 32 bits
 
-// Four tables: equal neighbours would wait for each other's store.
+// Eight tables: equal neighbours would wait for each other's store.
 void count_plain(const std::uint8_t* symbols, std::size_t n, std::uint64_t* counts) {
-    std::array<std::array<std::uint32_t, 256>, 4> parts{};
+    std::array<std::array<std::uint32_t, 256>, 8> parts{};
     std::size_t i = 0;
     for (; i + 8 <= n; i += 8) {
         const auto eight = load<std::uint64_t>(symbols + i);
@@ -17,14 +17,14 @@ void count_plain(const std::uint8_t* symbols, std::size_t n, std::uint64_t* coun
         ++parts[1][eight >> 8 & 0xFF];
         ++parts[2][eight >> 16 & 0xFF];
         ++parts[3][eight >> 24 & 0xFF];
-        ++parts[0][eight >> 32 & 0xFF];
-        ++parts[1][eight >> 40 & 0xFF];
-        ++parts[2][eight >> 48 & 0xFF];
-        ++parts[3][eight >> 56];
+        ++parts[4][eight >> 32 & 0xFF];
+        ++parts[5][eight >> 40 & 0xFF];
+        ++parts[6][eight >> 48 & 0xFF];
+        ++parts[7][eight >> 56];
     }
     for (; i < n; ++i) ++parts[0][symbols[i]];
-    for (std::size_t s = 0; s < 256; ++s)
-        counts[s] += std::uint64_t{parts[0][s]} + parts[1][s] + parts[2][s] + parts[3][s];
+    for (const auto& part : parts)
+        for (std::size_t s = 0; s < 256; ++s) counts[s] += part[s];
 }
 
 void count_joint(const std::uint8_t* symbols, const std::uint8_t* tables_of, std::size_t n, std::uint64_t* counts,
