@@ -26,11 +26,12 @@ private:
     const std::uint8_t* end_;
 };
 
-// Runs (count - 1, value) until `size` entries are there.
-void read_runs(Bytes& bytes, std::uint8_t* out, std::size_t size, unsigned limit) {
+// A map: its period and as many values; or period 0 and runs (count - 1, value).
+void read_map(Bytes& bytes, std::uint8_t* out, std::size_t size, unsigned limit) {
+    const std::size_t period = bytes.byte();
     for (std::size_t i = 0; i < size;) {
-        const std::size_t count = std::size_t{bytes.byte()} + 1;
-        const std::uint8_t value = bytes.byte();
+        const std::size_t count = period == 0 ? std::size_t{bytes.byte()} + 1 : 1;
+        const std::uint8_t value = period == 0 || i < period ? bytes.byte() : out[i - period];
         if (count > size - i) throw CodecError("a map of the stream is longer than it says");
         if (value >= limit) throw CodecError("a map of the stream points outside");
         std::fill_n(out + i, count, value);
@@ -38,14 +39,23 @@ void read_runs(Bytes& bytes, std::uint8_t* out, std::size_t size, unsigned limit
     }
 }
 
-void write_runs(std::vector<std::uint8_t>& out, const std::uint8_t* map, std::size_t size) {
+// The shorter of both ways.
+void write_map(std::vector<std::uint8_t>& out, const std::uint8_t* map, std::size_t size) {
+    std::vector<std::uint8_t> runs{0};
     for (std::size_t i = 0; i < size;) {
         std::size_t end = i + 1;
         while (end < size && map[end] == map[i] && end - i < 256) ++end;
-        out.push_back(static_cast<std::uint8_t>(end - i - 1));
-        out.push_back(map[i]);
+        runs.push_back(static_cast<std::uint8_t>(end - i - 1));
+        runs.push_back(map[i]);
         i = end;
     }
+    std::size_t period = 1;
+    while (period < size && !std::equal(map + period, map + size, map)) ++period;
+    if (period < 256 && period + 1 < runs.size()) {
+        runs.assign(1, static_cast<std::uint8_t>(period));
+        runs.insert(runs.end(), map, map + period);
+    }
+    out.insert(out.end(), runs.begin(), runs.end());
 }
 
 // First symbol, then frequencies until they sum to 2^bits: 1 or 2 bytes each, 7 bits first; 0 is followed by (run - 1).
@@ -93,23 +103,23 @@ void write_table(std::vector<std::uint8_t>& out, const Frequencies& table) {
 void read_automaton(Bytes& bytes, Automaton& automaton, unsigned tables) {
     automaton.states = bytes.byte() + 1u;
     automaton.classes = bytes.byte() + 1u;
-    read_runs(bytes, automaton.class_of.data(), 256, automaton.classes);
+    read_map(bytes, automaton.class_of.data(), 256, automaton.classes);
     automaton.next.resize(std::size_t{automaton.states} * automaton.classes);
-    read_runs(bytes, automaton.next.data(), automaton.next.size(), automaton.states);
+    read_map(bytes, automaton.next.data(), automaton.next.size(), automaton.states);
     automaton.table_of.resize(automaton.states);
-    read_runs(bytes, automaton.table_of.data(), automaton.states, tables);
+    read_map(bytes, automaton.table_of.data(), automaton.states, tables);
 }
 
 void write_automaton(std::vector<std::uint8_t>& out, const Automaton& automaton) {
     out.push_back(static_cast<std::uint8_t>(automaton.states - 1));
     out.push_back(static_cast<std::uint8_t>(automaton.classes - 1));
-    write_runs(out, automaton.class_of.data(), 256);
-    write_runs(out, automaton.next.data(), automaton.next.size());
-    write_runs(out, automaton.table_of.data(), automaton.table_of.size());
+    write_map(out, automaton.class_of.data(), 256);
+    write_map(out, automaton.next.data(), automaton.next.size());
+    write_map(out, automaton.table_of.data(), automaton.table_of.size());
 }
 
 void read_model(Bytes bytes, Model& model, unsigned tables) {
-    if (model.selector == Selector::kContext) read_runs(bytes, model.table_of.data(), 256, tables);
+    if (model.selector == Selector::kContext) read_map(bytes, model.table_of.data(), 256, tables);
     if (model.selector == Selector::kAutomaton) read_automaton(bytes, model.automaton, tables);
     for (unsigned i = 0; i < tables; ++i) model.tables.push_back(read_table(bytes, model.bits));
     if (!bytes.done()) throw CodecError("bytes follow the model of the stream");
@@ -211,7 +221,7 @@ std::vector<std::uint8_t> head_of(const Model& model) {
     store(out.data() + 20, static_cast<std::uint16_t>(model.escape_first));
     out[22] = static_cast<std::uint8_t>(model.value_bytes);
     store(out.data() + 24, model.base);
-    if (model.selector == Selector::kContext) write_runs(out, model.table_of.data(), 256);
+    if (model.selector == Selector::kContext) write_map(out, model.table_of.data(), 256);
     if (model.selector == Selector::kAutomaton) write_automaton(out, model.automaton);
     for (const Frequencies& table : model.tables) write_table(out, table);
     store(out.data() + 28, static_cast<std::uint32_t>(out.size() - kHeadBytes));

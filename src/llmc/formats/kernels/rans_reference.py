@@ -23,9 +23,12 @@ def crc32c(data: bytes) -> int:
     return crc ^ 0xFFFFFFFF
 
 
-def runs(data: memoryview, at: int, size: int) -> tuple[np.ndarray, int]:
-    """A map of `size` entries stored as pairs (count - 1, value), and where it ends."""
+def read_map(data: memoryview, at: int, size: int) -> tuple[np.ndarray, int]:
+    """A map of `size` entries, and where it ends: a period and its values, or 0 and pairs (count - 1, value)."""
     out: list[int] = []
+    period, at = data[at], at + 1
+    if period:
+        return np.resize(np.array(data[at : at + period]), size), at + min(period, size)
     while len(out) < size:
         out += [data[at + 1]] * (data[at] + 1)
         at += 2
@@ -56,13 +59,13 @@ def decode(stream: bytes, contexts: np.ndarray | None = None) -> np.ndarray:
     total, L, at = 1 << bits, 1 << lanes_log2, 32
     classes, moves, table_of = np.zeros(256, np.int64), np.zeros((1, 1), np.int64), np.zeros(256, np.int64)
     if selector == 1:  # by context
-        table_of, at = runs(data, at, 256)
+        table_of, at = read_map(data, at, 256)
     if selector == 2:  # by the state of an automaton, one for each lane
         states, kinds = data[at] + 1, data[at + 1] + 1
-        classes, at = runs(data, at + 2, 256)
-        moves, at = runs(data, at, states * kinds)
+        classes, at = read_map(data, at + 2, 256)
+        moves, at = read_map(data, at, states * kinds)
         moves = moves.reshape(states, kinds)
-        table_of, at = runs(data, at, states)
+        table_of, at = read_map(data, at, states)
     Q = np.zeros((tables + 1, 256), np.int64)
     for t in range(tables + 1):
         Q[t], at = frequencies(data, at, total)
@@ -71,7 +74,8 @@ def decode(stream: bytes, contexts: np.ndarray | None = None) -> np.ndarray:
     constant = selector == 0 and tables == 0 and Q.max() == total and Q[0].argmax() < escape
     chunks = 0 if constant else -(-n // chunk)
     payload = 32 + model_bytes + 12 * chunks + 4
-    if magic != b"lRA1" or at != 32 + model_bytes or crc32c(stream[: payload - 4]) != int.from_bytes(stream[payload - 4 : payload], "little"):
+    (summed,) = struct.unpack_from("<I", data, payload - 4)
+    if magic != b"lRA1" or at != 32 + model_bytes or crc32c(stream[: payload - 4]) != summed:
         raise ValueError("the head of the stream is damaged")
     out = np.full(n, base + Q[0].argmax() if constant else 0, ESCAPED[width])
     for c in range(chunks):
