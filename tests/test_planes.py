@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -46,7 +48,17 @@ def patterns(size: int, n: int) -> np.ndarray:
     dtype = {1: np.uint8, 2: np.uint16, 4: np.uint32}[size]
     top = 8 * size - 1
     ones = (1 << 8 * size) - 1
-    special = [0, 1 << top, ones, 1, 0x7F80 << (top - 15) if size > 1 else 0x7C, ones >> 1, 1 << (top - 1), 0x7C01, 0x38]
+    special = [
+        0,
+        1 << top,
+        ones,
+        1,
+        0x7F80 << (top - 15) if size > 1 else 0x7C,
+        ones >> 1,
+        1 << (top - 1),
+        0x7C01,
+        0x38,
+    ]
     rng = np.random.default_rng(size)
     numbers = rng.integers(0, ones + 1, max(n, len(special)), np.uint64)
     numbers[: len(special)] = special
@@ -75,7 +87,7 @@ def test_split_is_what_the_text_of_the_bits_says(how: Split, n: int) -> None:
 def test_through_the_coder(how: Split, n: int) -> None:
     numbers = patterns(how.bytes, n)
     coded, raw = planes.split(numbers, how, threads=2)
-    options = {"lanes": 16, "chunk_symbols": 4096}
+    options: dict[str, Any] = {"lanes": 16, "chunk_symbols": 4096}
     streams = [rans.encode(coded[0], **options)]
     streams += [rans.encode(plane, select=rans.Contexts(coded[0]), **options) for plane in coded[1:]]
     for path in rans.paths():

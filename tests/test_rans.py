@@ -93,7 +93,7 @@ def test_wide_values(dtype: type, kind: str, spread: int) -> None:
 
 
 def test_a_raw_value_drives_the_automaton_of_a_trellis() -> None:
-    """Dependent quantization: the parity of a state says which integers it may send, and every table holds only those."""
+    """Dependent quantization: the parity of a state says which integers it may send; tables hold only those."""
     rng, states = np.random.default_rng(3), 4
     parity, flip = [s & 1 for s in range(states)], [s >> 1 & 1 for s in range(states)]
     next_state = np.zeros((states, 4), np.uint8)

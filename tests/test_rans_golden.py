@@ -1,6 +1,8 @@
-"""Frozen streams: these bytes decode to these values in every version. They are never regenerated; a new layout is a new magic."""
+"""Frozen streams: these bytes decode to these values in every version. A new layout is a new magic and new bytes."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import numpy as np
 import pytest
@@ -54,7 +56,7 @@ def made() -> dict[str, tuple[np.ndarray, np.ndarray | None, rans.Bytes]]:
     """Values, contexts and stream of each."""
     table_of = np.zeros(256, np.uint8)
     table_of[1] = 1
-    small = {"lanes": 4, "chunk_symbols": 20}
+    small: dict[str, Any] = {"lanes": 4, "chunk_symbols": 20}
     rare = np.full(20_000, 7, np.uint8)
     rare[[3, 500, 501, 777]] = 0, 9, 200, 201
     constant, empty = np.full(1000, 42, np.uint8), np.zeros(0, np.uint8)

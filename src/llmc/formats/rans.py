@@ -268,7 +268,7 @@ def _best_base(values: NDArray[Any], span: int) -> int:
     return int(starts[inside.argmax()])
 
 
-def _options(n: int, probability_bits: int, lanes: int | None, chunk_symbols: int) -> dict[str, int]:
+def _options(n: int, probability_bits: int, lanes: int | None, chunk_symbols: int) -> dict[str, Any]:
     lanes = lanes_for(n, chunk_symbols) if lanes is None else lanes
     if lanes <= 0 or lanes & (lanes - 1):
         raise InputError(f"{lanes} lanes are no power of two", where="rans", fix="4 to 256 are possible")

@@ -51,6 +51,14 @@ def frequencies(data: memoryview, at: int, total: int) -> tuple[np.ndarray, int]
     return table, at
 
 
+def all_tables(data: memoryview, at: int, count: int, total: int) -> tuple[np.ndarray, int]:
+    """Frequencies [count, 256], and where they end."""
+    Q = np.zeros((count, 256), np.int64)
+    for t in range(count):
+        Q[t], at = frequencies(data, at, total)
+    return Q, at
+
+
 def decode(stream: bytes, contexts: np.ndarray | None = None) -> np.ndarray:
     """The values of a stream [n], uint8, int16 or int32. `contexts` [n] uint8 where tables are selected by them."""
     data = memoryview(stream)
@@ -66,9 +74,7 @@ def decode(stream: bytes, contexts: np.ndarray | None = None) -> np.ndarray:
         moves, at = read_map(data, at, states * kinds)
         moves = moves.reshape(states, kinds)
         table_of, at = read_map(data, at, states)
-    Q = np.zeros((tables + 1, 256), np.int64)
-    for t in range(tables + 1):
-        Q[t], at = frequencies(data, at, total)
+    Q, at = all_tables(data, at, tables + 1, total)
     start = np.cumsum(Q, axis=1) - Q
     symbol_of = np.stack([np.repeat(np.arange(256), q) for q in Q])  # [tables, slots]
     constant = selector == 0 and tables == 0 and Q.max() == total and Q[0].argmax() < escape
