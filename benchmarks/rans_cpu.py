@@ -2,8 +2,9 @@
 
     python benchmarks/rans_cpu.py [--weights 16777216] [--threads 1 2] [--rounds 7] [--zipnn]
 
-All rows run in turn, round by round in one process through Python, and the best round counts, so that a busy machine harms
-all alike. GB/s are 10**9 bytes of bf16 per second of wall time. Weights are Gaussian with log-normal scales of rows.
+All rows run in turn, round by round in one process through Python, and the best round counts, so that a busy machine
+harms all alike. GB/s are 10**9 bytes of bf16 per second of wall time. Weights are Gaussian with log-normal scales of
+rows.
 """
 
 from __future__ import annotations

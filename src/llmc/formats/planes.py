@@ -1,7 +1,7 @@
 """Numbers as planes: which of their bits are coded and which are stored as they are.
 
-Exponents of trained weights take few of their values, signs and low mantissa bits are noise. A `Split` says where the cut is;
-the first coded plane can be the context of the others. Byte spec: docs/formats/rans.md, "Planes".
+Exponents of trained weights take few of their values, signs and low mantissa bits are noise. A `Split` says where
+the cut is; the first coded plane can be the context of the others. Byte spec: docs/formats/rans.md, "Planes".
 """
 
 from __future__ import annotations
@@ -96,8 +96,8 @@ def decode(
     """Numbers from the streams of their coded planes and their raw bits, in one pass, into the memory of `out`.
 
     Args:
-        streams: one for each coded plane, all with the same chunks. One after the first that was made with `Contexts` has
-            the first plane as its contexts.
+        streams: one for each coded plane, all with the same chunks. One after the first that was made with `Contexts`
+            has the first plane as its contexts.
         contexts: [n] those of the first plane, if it has some.
 
     Raises:

@@ -1,10 +1,11 @@
 """The entropy coder: integers to bytes and back, at the size of their entropy.
 
-Interleaved rANS (Duda, arXiv:1311.2540; interleaving: Giesen, arXiv:1402.3392) with 32-bit states and 16-bit words; byte
-spec in docs/formats/rans.md, definition in `kernels/rans_reference.py`, the work in the extension `llmc._native`.
+Interleaved rANS (Duda, arXiv:1311.2540; interleaving: Giesen, arXiv:1402.3392) with 32-bit states and 16-bit words;
+byte spec in docs/formats/rans.md, definition in `kernels/rans_reference.py`, the work in the extension `llmc._native`.
 
-A symbol's probability table is chosen by nothing, by a context known to both sides (`Contexts`), or by a finite automaton
-that the symbols drive (`Automaton`). Streams do not depend on threads, path or machine. All errors are `InputError`s.
+A symbol's probability table is chosen by nothing, by a context known to both sides (`Contexts`), or by a finite
+automaton that the symbols drive (`Automaton`). Streams do not depend on threads, path or machine. All errors are
+`InputError`s.
 """
 
 from __future__ import annotations
@@ -156,8 +157,8 @@ def encode_wide(
 ) -> Bytes:
     """The stream of int16 or int32 values: `256 - escapes` of them from `base` on are symbols, others stand raw in it.
 
-    The last `escapes` symbols announce raw values; a value v has number (v - base) mod `escapes` among them. With 4 escapes
-    and base = 0 mod 4, an automaton whose classes are v mod 4 is driven by raw values too.
+    The last `escapes` symbols announce raw values; a value v has number (v - base) mod `escapes` among them. With 4
+    escapes and base = 0 mod 4, an automaton whose classes are v mod 4 is driven by raw values too.
 
     Args:
         base: value of symbol 0; None: the smallest value where all fit, else the one that leaves fewest values raw.
@@ -247,7 +248,7 @@ def histogram(symbols: Bytes, contexts: Bytes | None = None) -> NDArray[np.uint6
 
 
 def normalise(counts: ArrayLike, probability_bits: int = 12) -> NDArray[np.int64]:
-    """Frequencies [256] that sum to 2**bits and make symbols with these counts smallest, at least 1 where counts are."""
+    """Frequencies [256] that sum to 2**bits and make symbols of these counts smallest, at least 1 where they are."""
     with refusals("rans"):
         return np.array(_native.normalise(np.asarray(counts, np.uint64).tolist(), probability_bits), np.int64)
 
