@@ -1,0 +1,66 @@
+# What src/llmc/native/module.cpp defines. Arrays are contiguous and one-dimensional; uint8 where nothing else is said.
+from collections.abc import Sequence
+from typing import Any
+
+from numpy import uint8, uint64
+from numpy.typing import NDArray
+
+class CodecError(ValueError): ...
+
+def encode(
+    symbols: NDArray[uint8],
+    contexts: NDArray[uint8] | None,
+    table_of: NDArray[uint8] | None,
+    next_state: NDArray[uint8] | None,
+    class_of: NDArray[uint8] | None,
+    values: NDArray[uint8] | None,
+    value_bytes: int,
+    base: int,
+    escape_first: int,
+    bits: int,
+    lanes_log2: int,
+    chunk: int,
+    tables: int,
+    threads: int,
+    path: str,
+) -> NDArray[uint8]: ...
+def decode(
+    stream: NDArray[uint8], n: int, out: NDArray[uint8], contexts: NDArray[uint8] | None, threads: int, path: str
+) -> None: ...
+def decode_range(
+    stream: NDArray[uint8], n: int, begin: int, out: NDArray[uint8], contexts: NDArray[uint8] | None, path: str
+) -> None: ...
+def describe(stream: NDArray[uint8], n: int) -> dict[str, Any]: ...
+def split(
+    bytes: int,
+    sign_after: int,
+    coded: Sequence[int],
+    numbers: NDArray[uint8],
+    planes: Sequence[NDArray[uint8]],
+    raw: NDArray[uint8],
+    threads: int,
+) -> None: ...
+def merge(
+    bytes: int,
+    sign_after: int,
+    coded: Sequence[int],
+    planes: Sequence[NDArray[uint8]],
+    raw: NDArray[uint8],
+    numbers: NDArray[uint8],
+    threads: int,
+) -> None: ...
+def decode_numbers(
+    bytes: int,
+    sign_after: int,
+    coded: Sequence[int],
+    streams: Sequence[NDArray[uint8]],
+    raw: NDArray[uint8],
+    numbers: NDArray[uint8],
+    contexts: NDArray[uint8] | None,
+    threads: int,
+    path: str,
+) -> None: ...
+def count(symbols: NDArray[uint8], contexts: NDArray[uint8] | None, counts: NDArray[uint64]) -> None: ...
+def normalise(counts: Sequence[int], bits: int) -> list[int]: ...
+def crc32c(data: NDArray[uint8], before: int) -> int: ...
+def paths() -> list[str]: ...

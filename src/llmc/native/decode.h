@@ -1,0 +1,104 @@
+// Decoding of chunks. Every path gives the symbols that scalar code gives, and refuses the same streams.
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "stream.h"
+
+namespace llmc {
+
+enum class Path : std::uint8_t { kAuto, kScalar, kAvx2, kAvx512, kAvx512Search };
+
+// The path of that name ("auto": the fastest here for each stream); raises CodecError where it cannot run.
+Path path_named(const std::string& name);
+std::vector<std::string> path_names();
+
+constexpr std::size_t kSearch = 32;  // symbols of a table that fit the registers of the search
+
+struct DecodeTables {
+    unsigned bits = 12;
+    Selector selector = Selector::kOne;
+    bool packed = true;                    // bits == 12: one look-up gives all
+    bool searchable = false;               // one table of at most kSearch symbols
+    std::vector<std::uint32_t> lut;        // packed: [tables << bits] symbol << 24 | (q - 1) << 12 | (slot - start)
+    std::vector<std::uint8_t> symbols;     // else:   [tables << bits], and 3 bytes that a wide load may touch
+    std::vector<std::uint32_t> pairs;      // else:   [tables, 256] q | start << 16
+    std::vector<std::uint32_t> base;       // kContext: [256] table << bits
+    std::vector<std::uint32_t> moves;      // kAutomaton: [states, 256] (table << bits) << 8 | state
+    std::uint32_t start_state = 0;         // kAutomaton: the same for state 0
+    alignas(64) std::array<std::uint32_t, kSearch> starts{}, found{};  // searchable: start; (q - 1) << 14 | start
+    alignas(64) std::array<std::uint32_t, kSearch> names{};            // searchable: symbol
+};
+
+DecodeTables decode_tables(const Model& model);
+
+// The coder's state inside a chunk.
+struct Lanes {
+    const std::uint8_t* words = nullptr;  // next renormalisation word
+    const std::uint8_t* end = nullptr;
+    std::size_t count = 0;
+    alignas(64) std::array<std::uint32_t, kMaxLanes> x{};
+    alignas(64) std::array<std::uint32_t, kMaxLanes> state{};  // kAutomaton
+};
+
+// Decodes up to `steps` steps of all lanes while the words certainly suffice; returns how many.
+using Steps = std::size_t (*)(const DecodeTables&, Lanes&, std::uint8_t* out, const std::uint8_t* contexts,
+                              std::size_t steps);
+
+Steps scalar_steps(const DecodeTables& tables);
+Steps avx2_steps(const DecodeTables& tables, std::size_t lanes);           // null: not for so few lanes
+Steps avx512_steps(const DecodeTables& tables, std::size_t lanes);         // the same
+Steps avx512_search_steps(const DecodeTables& tables, std::size_t lanes);  // the same, or the table is too large
+
+// The code of `path`, or of the next simpler one that this stream admits. kAuto: what was measured once to be fastest.
+Steps steps_for(Path path, const DecodeTables& tables, std::size_t lanes);
+
+// One step of the first `active` lanes that checks every word. Raises CodecError at the end of the words.
+void careful_step(const DecodeTables& tables, Lanes& lanes, std::uint8_t* out, const std::uint8_t* contexts,
+                  std::size_t active);
+
+// Reads one chunk from its first symbol to its last.
+class ChunkReader {
+public:
+    ChunkReader(const Stream& stream, const DecodeTables& tables, std::size_t index, Steps steps);
+
+    // The next `count` coded symbols: a multiple of the lanes, but for the last call. `contexts` has as many.
+    void read(std::uint8_t* out, const std::uint8_t* contexts, std::size_t count);
+
+    // The same with escapes replaced by their values; only for values of one byte.
+    void read_bytes(std::uint8_t* out, const std::uint8_t* contexts, std::size_t count);
+
+    // The value of the next escape.
+    std::int32_t next_escape();
+
+    // Raises CodecError unless everything was used up and the sum agrees.
+    void finish();
+
+    std::size_t size() const { return size_; }
+
+private:
+    const Stream& stream_;
+    const DecodeTables& tables_;
+    std::size_t index_, size_;
+    Steps steps_;
+    int only_;  // the symbol of a stream that codes nothing
+    Lanes lanes_;
+    const std::uint8_t* escapes_ = nullptr;
+    std::uint32_t escapes_left_ = 0;
+    std::uint32_t crc_ = 0;
+};
+
+// All symbols of a stream with one-byte values. `contexts`: as many, or null.
+void decode_bytes(const Stream& stream, std::uint8_t* out, const std::uint8_t* contexts, unsigned threads, Path path);
+
+// Values of 2 or 4 bytes, to `out` in that width.
+void decode_values(const Stream& stream, std::uint8_t* out, const std::uint8_t* contexts, unsigned threads, Path path);
+
+// Symbols [begin, end) of a stream with one-byte values: only the chunks that hold them are read.
+void decode_range(const Stream& stream, std::uint64_t begin, std::uint64_t end, std::uint8_t* out,
+                  const std::uint8_t* contexts, Path path);
+
+}  // namespace llmc

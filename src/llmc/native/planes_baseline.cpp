@@ -1,0 +1,8 @@
+#define LLMC_ISA baseline
+#include "planes_loops.h"
+
+namespace llmc {
+
+extern const PlaneLoops kBaselineLoops = {&baseline::take_any, &baseline::put_any};
+
+}  // namespace llmc
