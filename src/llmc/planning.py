@@ -25,7 +25,7 @@ from llmc.skeleton import initializes_by_name
 from llmc.structure import Table, Target
 
 IMPORTS = 360 << 20  # resident after importing torch and transformers, measured
-WALKING = 80 << 20  # buffers of the matrix products, tokenizer and tokens
+WALKING = 64 << 20  # buffers of the matrix products, tokenizer and tokens
 TOKENS_PER_BATCH = 2048
 READ = (torch.bfloat16, torch.float16, torch.float32)
 
@@ -158,7 +158,7 @@ def peak_ram(job: Job) -> int:
     """Upper estimate of the resident size in bytes."""
     checkpoint = job.checkpoint
     largest = max((s.target.numel for s in job.specs.values()), default=0)
-    working = largest * 9 + (96 << 20)
+    working = largest * 9 + (128 << 20)
     if not job.needs_statistics:
         return IMPORTS + working
     return IMPORTS + working + _walk_ram(job, checkpoint)
@@ -205,8 +205,10 @@ def _walk_ram(job: Job, checkpoint: Checkpoint) -> int:
     widest = max(s.target.shape[1] for s in job.specs.values())
     largest = max(s.target.numel for s in job.specs.values())
     hidden = checkpoint.model.get_input_embeddings().weight.shape[1]
-    waiting = min(options.num_samples * options.sequence_length * hidden * width, activation_memory(job.recipe))
-    per_pass = TOKENS_PER_BATCH * 2 * (sum({s.target.shape[0] for s in job.specs.values()}) + widest) * width
+    tokens = options.num_samples * options.sequence_length
+    waiting = min(tokens * hidden * width, activation_memory(job.recipe))
+    wide = sum({s.target.shape[0] for s in job.specs.values()}) + widest
+    per_pass = min(tokens, batch_size(options) * options.sequence_length) * 2 * wide * width
     # Strips of the sums and of one batch are half of the squares; one whole Hessian and its factor; a few of a matrix.
     solving = hessians * width + widest**2 * 2 * width + largest * 4 * width
     return (block + sizes[None] - unused) * width + solving + 2 * waiting + 2 * per_pass + WALKING
