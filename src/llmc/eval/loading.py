@@ -136,9 +136,8 @@ def _open_quantized(folder: Path, settings: Mapping[str, Any], dtype: torch.dtyp
     if method == "bitsandbytes":
         model = _from_pretrained(folder, dtype="auto")
         return _plain(model.dequantize(model.dtype), folder, dtype)
-    if (
-        method == "gptq"
-    ):  # transformers needs optimum and gptqmodel for it; the reference kernel decodes to the same bits
+    # transformers needs optimum and gptqmodel for this one; the reference kernel decodes to the same bits
+    if method == "gptq":
         return dense_model(folder, dtype)
     if method not in AUTO_QUANTIZATION_CONFIG_MAPPING:
         raise UnsupportedError(
