@@ -18,7 +18,7 @@ from llmc.coded_files import is_coded
 from llmc.errors import UsageError
 from llmc.skeleton import direct_parameters
 
-SMALL = 1 << 20  # bytes of parameters outside of the blocks that are kept decoded
+SMALL = 1 << 20  # bytes of a block, or of a module outside of them, that is decoded once and kept
 
 
 @dataclass(frozen=True)
