@@ -34,17 +34,17 @@ def describe(stream: NDArray[uint8], n: int) -> dict[str, Any]: ...
 def split(
     bytes: int,
     sign_after: int,
-    coded: Sequence[int],
+    coded: int,
     numbers: NDArray[uint8],
-    planes: Sequence[NDArray[uint8]],
+    fields: NDArray[uint8],
     raw: NDArray[uint8],
     threads: int,
 ) -> None: ...
 def merge(
     bytes: int,
     sign_after: int,
-    coded: Sequence[int],
-    planes: Sequence[NDArray[uint8]],
+    coded: int,
+    fields: NDArray[uint8],
     raw: NDArray[uint8],
     numbers: NDArray[uint8],
     threads: int,
@@ -52,8 +52,8 @@ def merge(
 def decode_numbers(
     bytes: int,
     sign_after: int,
-    coded: Sequence[int],
-    streams: Sequence[NDArray[uint8]],
+    coded: int,
+    stream: NDArray[uint8],
     raw: NDArray[uint8],
     numbers: NDArray[uint8],
     contexts: NDArray[uint8] | None,

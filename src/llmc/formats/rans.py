@@ -101,6 +101,8 @@ def as_bytes(data: Any) -> Bytes:
 
     if data.device.type != "cpu" or not data.is_contiguous():
         raise InputError("a tensor of the coder is not contiguous, or not on the CPU", fix="copy it first")
+    if data.numel() == 0:  # torch may give it a stride that it then refuses to view
+        return np.empty(0, np.uint8)
     return data.detach().reshape(-1).view(torch.uint8).numpy()
 
 
