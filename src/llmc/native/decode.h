@@ -16,21 +16,29 @@ enum class Path : std::uint8_t { kAuto, kScalar, kAvx2, kAvx512, kAvx512Search }
 Path path_named(const std::string& name);
 std::vector<std::string> path_names();
 
-constexpr std::size_t kSearch = 32;  // symbols of a table that fit the registers of the search
+constexpr std::size_t kSearch = 64;  // most symbols of a table that is searched instead of looked up
+constexpr std::size_t kHalvings = 6;
+
+// A table of 2^halvings symbols for a search by halves. A place in it is written with the first decision as its lowest bit,
+// so that the starts which a level compares with lie together.
+struct SearchTables {
+    unsigned halvings = 0;  // 0: the table has too many symbols, or there are several
+    alignas(64) std::array<std::array<std::uint32_t, 32>, kHalvings> starts{};
+    alignas(64) std::array<std::uint32_t, kSearch> pairs{};  // q | start << 16
+    alignas(64) std::array<std::uint32_t, kSearch> symbols{};
+};
 
 struct DecodeTables {
     unsigned bits = 12;
     Selector selector = Selector::kOne;
-    bool packed = true;                    // bits == 12: one look-up gives all
-    bool searchable = false;               // one table of at most kSearch symbols
+    bool packed = true;                    // one look-up gives all: q is at most 2^12
     std::vector<std::uint32_t> lut;        // packed: [tables << bits] symbol << 24 | (q - 1) << 12 | (slot - start)
     std::vector<std::uint8_t> symbols;     // else:   [tables << bits], and 3 bytes that a wide load may touch
     std::vector<std::uint32_t> pairs;      // else:   [tables, 256] q | start << 16
     std::vector<std::uint32_t> base;       // kContext: [256] table << bits
     std::vector<std::uint32_t> moves;      // kAutomaton: [states, 256] (table << bits) << 8 | state
     std::uint32_t start_state = 0;         // kAutomaton: the same for state 0
-    alignas(64) std::array<std::uint32_t, kSearch> starts{}, found{};  // searchable: start; (q - 1) << 14 | start
-    alignas(64) std::array<std::uint32_t, kSearch> names{};            // searchable: symbol
+    SearchTables search;                   // kOne
 };
 
 DecodeTables decode_tables(const Model& model);

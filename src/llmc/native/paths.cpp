@@ -33,7 +33,7 @@ DecodeTables sample_tables() {
     Model model;
     model.tables.resize(1);
     std::uint16_t left = 4096;
-    for (unsigned symbol = 0; symbol < kSearch; ++symbol) {
+    for (unsigned symbol = 0; symbol < 32; ++symbol) {
         const std::uint16_t q = symbol < 6 ? static_cast<std::uint16_t>(left / 2) : std::uint16_t{2};
         model.tables[0][symbol] = q;
         left = static_cast<std::uint16_t>(left - q);
@@ -103,7 +103,7 @@ std::vector<std::string> path_names() {
 
 #ifdef LLMC_X86
 Steps steps_for(Path path, const DecodeTables& tables, std::size_t lanes) {
-    if (path == Path::kAuto) path = fastest(tables.searchable);
+    if (path == Path::kAuto) path = fastest(tables.search.halvings != 0);
     for (auto rank = static_cast<unsigned>(path); rank > static_cast<unsigned>(Path::kScalar); --rank)
         if (const Steps steps = exactly(static_cast<Path>(rank), tables, lanes)) return steps;
     return scalar_steps(tables);
