@@ -118,7 +118,11 @@ void ChunkReader::read(std::uint8_t* out, const std::uint8_t* contexts, std::siz
         careful_step(tables_, lanes_, out + done, contexts ? contexts + done : nullptr, active);
         done += active;
     }
-    crc_ = crc32c(crc_, out, count);
+    lanes_.crc = crc32c(lanes_.crc, out, count);
+}
+
+std::size_t ChunkReader::merge(MergeSteps merge, const Merge16& to, std::size_t steps) {
+    return only_ >= 0 ? 0 : merge(tables_, lanes_, to, steps);
 }
 
 void ChunkReader::read_bytes(std::uint8_t* out, const std::uint8_t* contexts, std::size_t count) {
@@ -152,7 +156,7 @@ void ChunkReader::finish() {
     for (std::size_t i = 0; i < lanes_.count; ++i)
         if (lanes_.x[i] != kLowest) throw CodecError(where + "a lane does not end where it began");
     const std::size_t bytes = std::size_t{stream_.model.value_bytes} * chunk.escapes;
-    if (crc32c(crc_, lanes_.end, bytes) != chunk.crc) throw CodecError(where + "the sum of its symbols differs");
+    if (crc32c(lanes_.crc, lanes_.end, bytes) != chunk.crc) throw CodecError(where + "the sum of its symbols differs");
 }
 
 namespace {

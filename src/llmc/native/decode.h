@@ -48,6 +48,7 @@ struct Lanes {
     const std::uint8_t* words = nullptr;  // next renormalisation word
     const std::uint8_t* end = nullptr;
     std::size_t count = 0;
+    std::uint32_t crc = 0;  // of the symbols that were read
     alignas(64) std::array<std::uint32_t, kMaxLanes> x{};
     alignas(64) std::array<std::uint32_t, kMaxLanes> state{};  // kAutomaton
 };
@@ -56,6 +57,20 @@ struct Lanes {
 using Steps = std::size_t (*)(const DecodeTables&, Lanes&, std::uint8_t* out, const std::uint8_t* contexts,
                               std::size_t steps);
 
+// Where symbols go that become numbers of 16 bits at once: a symbol is a field from `base` on, the raw bits are below it.
+struct Merge16 {
+    std::int32_t base = 0;
+    unsigned first_escape = kNoEscape;
+    const std::uint8_t* raw = nullptr;
+    std::uint8_t* symbols = nullptr;
+    std::uint8_t* numbers = nullptr;
+    std::uint64_t* escapes = nullptr;  // bit i of each step: symbol i is an escape, and its number is not there yet
+};
+
+// As Steps, for 64 lanes, also to numbers and with the sum of the symbols. Reads kMergeReach bytes behind the raw bits.
+using MergeSteps = std::size_t (*)(const DecodeTables&, Lanes&, const Merge16& to, std::size_t steps);
+constexpr std::size_t kMergeLanes = 64, kMergeReach = 16;
+
 Steps scalar_steps(const DecodeTables& tables);
 Steps avx2_steps(const DecodeTables& tables, std::size_t lanes);           // null: not for so few lanes
 Steps avx512_steps(const DecodeTables& tables, std::size_t lanes);         // the same
@@ -63,6 +78,10 @@ Steps avx512_search_steps(const DecodeTables& tables, std::size_t lanes);  // th
 
 // The code of `path`, or of the next simpler one that this stream admits. kAuto: what was measured once to be fastest.
 Steps steps_for(Path path, const DecodeTables& tables, std::size_t lanes);
+
+// Null where the code that `path` means has none. Without `search` symbols are looked up in memory.
+MergeSteps avx512_merge_steps(const DecodeTables& tables, bool search, unsigned raw_bits, bool past_caches);
+MergeSteps merge_steps_for(Path path, const DecodeTables& tables, std::size_t lanes, unsigned raw_bits, bool past_caches);
 
 // One step of the first `active` lanes that checks every word. Raises CodecError at the end of the words.
 void careful_step(const DecodeTables& tables, Lanes& lanes, std::uint8_t* out, const std::uint8_t* contexts,
@@ -75,6 +94,9 @@ public:
 
     // The next `count` coded symbols: a multiple of the lanes, but for the last call. `contexts` has as many.
     void read(std::uint8_t* out, const std::uint8_t* contexts, std::size_t count);
+
+    // As many of the next steps as `merge` can do; 0 where nothing is coded. They are read, and summed.
+    std::size_t merge(MergeSteps merge, const Merge16& to, std::size_t steps);
 
     // The same with escapes replaced by their values; only for values of one byte.
     void read_bytes(std::uint8_t* out, const std::uint8_t* contexts, std::size_t count);
@@ -96,7 +118,6 @@ private:
     Lanes lanes_;
     const std::uint8_t* escapes_ = nullptr;
     std::uint32_t escapes_left_ = 0;
-    std::uint32_t crc_ = 0;
 };
 
 // All symbols of a stream with one-byte values. `contexts`: as many, or null.

@@ -15,8 +15,7 @@ constexpr std::uint64_t kTask = 1u << 18;  // numbers to a thread at a time; a m
 bool streams_past_caches(const Split& split, const std::uint8_t* numbers, std::uint64_t n) {
     constexpr std::uint64_t kLarge = 1u << 22;
 #ifdef LLMC_X86
-    const bool aligned = reinterpret_cast<std::uintptr_t>(numbers) % 32 == 0;
-    return cpu().avx2 && split.rotated16() && split.coded == 8 && n >= kLarge && aligned;
+    return cpu().avx2 && split.rotated16() && n >= kLarge && reinterpret_cast<std::uintptr_t>(numbers) % 64 == 0;
 #else
     static_cast<void>(split), static_cast<void>(numbers), static_cast<void>(n);
     return false;
@@ -26,7 +25,7 @@ bool streams_past_caches(const Split& split, const std::uint8_t* numbers, std::u
 void put_block(const Split& split, const std::uint8_t* symbols, std::int32_t base, const std::uint8_t* raw, std::size_t n,
                std::uint8_t* numbers, bool past_caches) {
 #ifdef LLMC_X86
-    if (past_caches && n % 32 == 0) return stream_bf16(symbols, raw, n, numbers);
+    if (past_caches && split.coded == 8 && n % 32 == 0) return stream_bf16(symbols, raw, n, numbers);
 #else
     static_cast<void>(past_caches);
 #endif
@@ -91,20 +90,61 @@ void merge_planes(const Split& split, const std::uint8_t* fields, const std::uin
 
 namespace {
 
-// Puts numbers whose field is an escape.
-void put_escapes(const Split& split, ChunkReader& reader, const std::uint8_t* symbols, unsigned first_escape,
-                 const std::uint8_t* raw, std::size_t n, std::uint8_t* numbers) {
-    if (first_escape == kNoEscape) return;
-    constexpr std::size_t kPart = 256;  // escapes are rare: whole parts are seen to have none at once
-    for (std::size_t at = 0; at < n; at += kPart) {
-        const std::size_t end = std::min(n, at + kPart);
-        std::uint8_t top = 0;
-        for (std::size_t i = at; i < end; ++i) top = std::max(top, symbols[i]);
-        for (std::size_t i = at; top >= first_escape && i < end; ++i)
-            if (symbols[i] >= first_escape)
-                put_one(split, static_cast<std::uint32_t>(reader.next_escape()), raw, i, numbers);
+// One chunk of a stream and its raw bits to numbers, in blocks.
+class ChunkMerger {
+public:
+    ChunkMerger(const Split& split, const Model& model, ChunkReader& reader, MergeSteps merge, bool past_caches)
+        : split_(split), model_(model), reader_(reader), merge_(merge), past_caches_(past_caches) {}
+
+    // `readable`: raw bytes from `raw` on, those of later numbers included.
+    void block(const std::uint8_t* raw, std::size_t readable, const std::uint8_t* contexts, std::size_t n,
+               std::uint8_t* numbers) {
+        const std::size_t done = merge_ ? whole_steps(raw, readable, n, numbers) : 0;
+        if (done == n) return;
+        raw += split_.raw_bytes(done);
+        numbers += done * split_.bytes;
+        n -= done;
+        reader_.read(symbols_.data(), contexts, n);
+        put_block(split_, symbols_.data(), model_.base, raw, n, numbers, past_caches_);
+        put_escapes(raw, n, numbers);
     }
-}
+
+private:
+    std::size_t whole_steps(const std::uint8_t* raw, std::size_t readable, std::size_t n, std::uint8_t* numbers) {
+        const std::size_t step = kMergeLanes * split_.raw_bits() / 8;
+        const std::size_t safe = readable < kMergeReach ? 0 : (readable - kMergeReach) / step;
+        std::array<std::uint64_t, kBlock / kMergeLanes> escapes;
+        const Merge16 to{model_.base, model_.escape_first, raw, symbols_.data(), numbers, escapes.data()};
+        const std::size_t done = reader_.merge(merge_, to, std::min(n / kMergeLanes, safe));
+        for (std::size_t i = 0; i < done; ++i)
+            for (std::uint64_t left = escapes[i]; left; left &= left - 1)
+                put_escape(raw, kMergeLanes * i + static_cast<std::size_t>(__builtin_ctzll(left)), numbers);
+        return done * kMergeLanes;
+    }
+
+    void put_escape(const std::uint8_t* raw, std::size_t at, std::uint8_t* numbers) {
+        put_one(split_, static_cast<std::uint32_t>(reader_.next_escape()), raw, at, numbers);
+    }
+
+    void put_escapes(const std::uint8_t* raw, std::size_t n, std::uint8_t* numbers) {
+        if (model_.escape_first == kNoEscape) return;
+        constexpr std::size_t kPart = 256;  // escapes are rare: whole parts are seen to have none at once
+        for (std::size_t at = 0; at < n; at += kPart) {
+            const std::size_t end = std::min(n, at + kPart);
+            std::uint8_t top = 0;
+            for (std::size_t i = at; i < end; ++i) top = std::max(top, symbols_[i]);
+            for (std::size_t i = at; top >= model_.escape_first && i < end; ++i)
+                if (symbols_[i] >= model_.escape_first) put_escape(raw, i, numbers);
+        }
+    }
+
+    const Split& split_;
+    const Model& model_;
+    ChunkReader& reader_;
+    MergeSteps merge_;
+    bool past_caches_;
+    alignas(64) std::array<std::uint8_t, kBlock> symbols_;
+};
 
 }  // namespace
 
@@ -117,18 +157,17 @@ void decode_planes(const Split& split, const Stream& stream, const std::uint8_t*
     const DecodeTables tables = decode_tables(model);
     const Steps steps = steps_for(path, tables, model.lanes());
     const bool past_caches = streams_past_caches(split, numbers, model.n);
+    const MergeSteps merge =
+        split.rotated16() ? merge_steps_for(path, tables, model.lanes(), split.raw_bits(), past_caches) : nullptr;
     const auto chunks = static_cast<std::size_t>((model.n + model.chunk - 1) / model.chunk);
     parallel(chunks, threads, [&](std::size_t index) {
         ChunkReader reader(stream, tables, index, steps);
-        alignas(64) std::array<std::uint8_t, kBlock> symbols;
-        const std::size_t begin = index * model.chunk, end = begin + reader.size();
+        ChunkMerger merger(split, model, reader, merge, past_caches);
+        const std::size_t begin = index * model.chunk, end = begin + reader.size(), all = split.raw_bytes(model.n);
         for (std::size_t at = begin; at < end; at += kBlock) {
-            const std::size_t count = std::min(kBlock, end - at);
-            const std::uint8_t* rest = raw + split.raw_bytes(at);
-            std::uint8_t* out = numbers + at * split.bytes;
-            reader.read(symbols.data(), contexts ? contexts + at : nullptr, count);
-            put_block(split, symbols.data(), model.base, rest, count, out, past_caches);
-            put_escapes(split, reader, symbols.data(), model.escape_first, rest, count, out);
+            const std::size_t first = split.raw_bytes(at);
+            merger.block(raw + first, all - first, contexts ? contexts + at : nullptr, std::min(kBlock, end - at),
+                         numbers + at * split.bytes);
         }
         reader.finish();
     });
