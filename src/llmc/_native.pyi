@@ -49,6 +49,17 @@ def merge(
     numbers: NDArray[uint8],
     threads: int,
 ) -> None: ...
+def encode_numbers(
+    bytes: int,
+    sign_after: int,
+    coded: int,
+    numbers: NDArray[uint8],
+    bits: int,
+    lanes_log2: int,
+    chunk: int,
+    threads: int,
+    path: str,
+) -> tuple[NDArray[uint8], NDArray[uint8]]: ...
 def decode_numbers(
     bytes: int,
     sign_after: int,

@@ -168,6 +168,27 @@ void split_numbers(unsigned bytes, unsigned sign_after, unsigned coded, const In
     split_planes(split, numbers.data(), n, fields.data(), raw.data(), threads);
 }
 
+nb::tuple encode_numbers(unsigned bytes, unsigned sign_after, unsigned coded, const In& numbers, unsigned bits,
+                         unsigned lanes_log2, unsigned chunk, unsigned threads, const std::string& path) {
+    const Split split = split_of(bytes, sign_after, coded);
+    const Path chosen = path_named(path);
+    Model model;
+    model.n = numbers.size() / bytes;
+    want(numbers.size() % bytes == 0, "the numbers end inside one");
+    model.bits = bits;
+    model.lanes_log2 = lanes_log2;
+    model.chunk = chunk;
+    const std::size_t raw_bytes = split.raw_bytes(model.n);
+    std::unique_ptr<std::uint8_t[]> raw(new std::uint8_t[std::max<std::size_t>(1, raw_bytes)]);  // no zeros needed
+    std::vector<std::uint8_t> out;
+    {
+        const nb::gil_scoped_release unlocked;
+        out = encode_planes(split, numbers.data(), model, raw.get(), threads, chosen);
+    }
+    const nb::capsule owner(raw.get(), [](void* p) noexcept { delete[] static_cast<std::uint8_t*>(p); });
+    return nb::make_tuple(to_numpy(std::move(out)), Bytes(raw.release(), {raw_bytes}, owner));
+}
+
 void merge_numbers(unsigned bytes, unsigned sign_after, unsigned coded, const In& fields, const In& raw,
                    const Out& numbers, unsigned threads) {
     const Split split = split_of(bytes, sign_after, coded);
@@ -218,6 +239,9 @@ NB_MODULE(_native, m) {
           nb::arg("fields"), nb::arg("raw"), nb::arg("threads"));
     m.def("merge", &merge_numbers, nb::arg("bytes"), nb::arg("sign_after"), nb::arg("coded"), nb::arg("fields"),
           nb::arg("raw"), nb::arg("numbers"), nb::arg("threads"));
+    m.def("encode_numbers", &encode_numbers, nb::arg("bytes"), nb::arg("sign_after"), nb::arg("coded"),
+          nb::arg("numbers"), nb::arg("bits"), nb::arg("lanes_log2"), nb::arg("chunk"), nb::arg("threads"),
+          nb::arg("path"));
     m.def("decode_numbers", &decode_numbers, nb::arg("bytes"), nb::arg("sign_after"), nb::arg("coded"),
           nb::arg("stream"), nb::arg("raw"), nb::arg("numbers"), nb::arg("contexts").none(), nb::arg("threads"),
           nb::arg("path"));

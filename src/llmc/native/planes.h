@@ -28,13 +28,22 @@ struct Split {
 // Raises CodecError.
 void check(const Split& split);
 
-// Loops over at most kBlock numbers, compiled for several instruction sets. Fields are of `value_bytes` bytes.
+// How fields become symbols: what lies in [low, high) from `base` on stays, the rest is looked up.
+struct Coding {
+    std::uint32_t base = 0;
+    unsigned escape = kNoEscape;  // of fields that have no symbol
+    Replacement rare;
+};
+
+// Loops over at most kBlock numbers, compiled for several instruction sets. Fields are of `value_bytes` bytes; take leaves
+// the raw bits out where they are null.
 struct PlaneLoops {
     void (*take)(const Split&, const std::uint8_t* numbers, std::size_t n, std::uint8_t* fields, std::uint8_t* raw);
     void (*put)(const Split&, const std::uint8_t* fields, const std::uint8_t* raw, std::size_t n, std::uint8_t* numbers);
     // The same from symbols of a byte, whose field is base + symbol.
     void (*put_symbols)(const Split&, const std::uint8_t* symbols, std::int32_t base, const std::uint8_t* raw,
                         std::size_t n, std::uint8_t* numbers);
+    void (*code)(const Split&, const std::uint8_t* fields, const Coding&, std::size_t n, std::uint8_t* symbols);
 };
 
 extern const PlaneLoops kBaselineLoops, kAvx2Loops;
@@ -51,6 +60,10 @@ void split_planes(const Split& split, const std::uint8_t* numbers, std::uint64_t
                   std::uint8_t* raw, unsigned threads);
 void merge_planes(const Split& split, const std::uint8_t* fields, const std::uint8_t* raw, std::uint64_t n,
                   std::uint8_t* numbers, unsigned threads);
+
+// The stream of the fields, and the raw bits. `model` says bits, lanes and chunk.
+std::vector<std::uint8_t> encode_planes(const Split& split, const std::uint8_t* numbers, Model model, std::uint8_t* raw,
+                                        unsigned threads, Path path);
 
 // Decodes the stream of the fields and merges, block by block, so that no plane is ever written to memory.
 void decode_planes(const Split& split, const Stream& stream, const std::uint8_t* raw, const std::uint8_t* contexts,

@@ -121,7 +121,7 @@ inline void take(const Split& split, const std::uint8_t* numbers, std::size_t n,
         const std::uint32_t x = v[i] & rest;
         v[i] = (x & ~low) << 1 | (v[i] >> top) << below | (x & low);
     }
-    if (shift) pack(v, n, shift, raw);
+    if (shift && raw) pack(v, n, shift, raw);
     for (std::size_t i = 0; i < n; ++i) v[i] >>= shift;
     (split.value_bytes() == 1 ? store_all<std::uint8_t> : store_all<std::uint16_t>)(v, n, fields);
 }
@@ -145,17 +145,21 @@ inline void merge(const Split& split, Values& fields, const std::uint8_t* raw, s
 }
 
 // The hot case: 16 bits rotated left by one.
-inline void take16(const Split& split, const std::uint8_t* numbers, std::size_t n, std::uint8_t* fields,
-                   std::uint8_t* raw) {
-    const unsigned shift = split.raw_bits();
-    const auto mask = static_cast<std::uint8_t>(low_mask(shift));
+inline void rest16(const std::uint8_t* numbers, std::size_t n, unsigned bits, std::uint8_t* raw) {
+    const auto mask = static_cast<std::uint8_t>(low_mask(bits));
     std::array<std::uint8_t, kBlock> unpacked;
-    std::uint8_t* rest = shift == 8 ? raw : unpacked.data();
+    std::uint8_t* rest = bits == 8 ? raw : unpacked.data();
     for (std::size_t i = 0; i < n; ++i) {
         const auto x = load<std::uint16_t>(numbers + 2 * i);
         rest[i] = static_cast<std::uint8_t>((x << 1 | x >> 15) & mask);
     }
-    if (shift < 8) pack_bytes(rest, n, shift, raw);
+    if (bits < 8) pack_bytes(rest, n, bits, raw);
+}
+
+inline void take16(const Split& split, const std::uint8_t* numbers, std::size_t n, std::uint8_t* fields,
+                   std::uint8_t* raw) {
+    const unsigned shift = split.raw_bits();
+    if (raw) rest16(numbers, n, shift, raw);
     if (split.value_bytes() == 1) {
         for (std::size_t i = 0; i < n; ++i) fields[i] = static_cast<std::uint8_t>(load<std::uint16_t>(numbers + 2 * i) >> 7);
         return;
@@ -164,6 +168,33 @@ inline void take16(const Split& split, const std::uint8_t* numbers, std::size_t 
         const auto x = static_cast<std::uint16_t>(load<std::uint16_t>(numbers + 2 * i) << 1);
         store(fields + 2 * i, static_cast<std::uint16_t>(x >> shift));
     }
+}
+
+// Symbols of wide fields. Most parts hold none that is not simply counted from the base.
+inline void code16(const std::uint8_t* fields, const Coding& how, std::size_t n, std::uint8_t* symbols) {
+    constexpr std::size_t kPart = 256;
+    std::array<std::uint16_t, kPart> v;
+    for (std::size_t at = 0; at < n; at += kPart) {
+        const std::size_t count = std::min(kPart, n - at);
+        std::uint16_t top = 0, bottom = 0xFFFF;
+        for (std::size_t i = 0; i < count; ++i) {
+            v[i] = static_cast<std::uint16_t>(load<std::uint16_t>(fields + 2 * (at + i)) - how.base);
+            top = std::max(top, v[i]);
+            bottom = std::min(bottom, v[i]);
+        }
+        if (bottom >= how.rare.low && top < how.rare.high && top < kWindow) {
+            for (std::size_t i = 0; i < count; ++i) symbols[at + i] = static_cast<std::uint8_t>(v[i]);
+            continue;
+        }
+        for (std::size_t i = 0; i < count; ++i)
+            symbols[at + i] = v[i] < kWindow ? how.rare.map[v[i]] : static_cast<std::uint8_t>(how.escape);
+    }
+}
+
+inline void code(const Split& split, const std::uint8_t* fields, const Coding& how, std::size_t n,
+                 std::uint8_t* symbols) {
+    if (split.value_bytes() == 2) return code16(fields, how, n, symbols);
+    how.rare.apply(fields, n, symbols);
 }
 
 // `first` is the field of symbol 0.
