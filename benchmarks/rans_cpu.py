@@ -20,7 +20,7 @@ from measuring import machine, markdown
 
 from llmc.formats import planes, rans
 
-BF16 = planes.BALANCED["bfloat16"]
+BF16, SMALL = planes.BALANCED["bfloat16"], planes.SMALL["bfloat16"]
 Rows = dict[str, Callable[[], object]]
 
 
@@ -32,43 +32,22 @@ def weights(n: int) -> rans.Bytes:
     return (values.view(np.uint32) >> 16).astype(np.uint16).view(np.uint8)
 
 
-def encoded(numbers: rans.Bytes, threads: int, path: str = "auto") -> tuple[rans.Bytes, rans.Bytes]:
-    """Stream and raw bytes."""
-    (exponents,), raw = planes.split(numbers, BF16, threads=threads)
-    return rans.encode(exponents, threads=threads, path=path), raw
-
-
-def small(numbers: rans.Bytes) -> tuple[list[rans.Bytes], rans.Bytes]:
-    (exponents, mantissas), raw = planes.split(numbers, planes.SMALL["bfloat16"])
-    classes = rans.Contexts(exponents, _frequent(exponents))
-    return [rans.encode(exponents), rans.encode(mantissas, select=classes)], raw
-
-
-def _frequent(exponents: rans.Bytes) -> rans.Bytes:
-    """A table for each of the 15 most frequent exponents, and one for the others."""
-    table_of = np.zeros(256, np.uint8)
-    table_of[np.argsort(rans.histogram(exponents), kind="stable")[::-1][:15]] = np.arange(1, 16)
-    return table_of
-
-
 def rows_of(numbers: rans.Bytes, threads: list[int]) -> Rows:
     """What is timed, by name."""
-    out, (exponents,) = np.empty_like(numbers), planes.split(numbers, BF16)[0]
-    stream, raw = encoded(numbers, 1)
+    out, (exponents, raw) = np.empty_like(numbers), planes.split(numbers, BF16)
     rows: Rows = {"memcpy": lambda: np.copyto(out, numbers)}
     rows["split only"] = lambda: planes.split(numbers, BF16)
-    rows["merge only"] = lambda: planes.merge([exponents], raw, BF16, out)
-    decoded = partial(planes.decode, [stream], raw, BF16, out)
-    for path in rans.paths():
-        rows[f"decode {path}"] = partial(decoded, path=path)
-    for path in ("scalar", "auto"):
-        rows[f"encode {path}"] = partial(encoded, numbers, 1, path)
-    for count in threads:
-        rows[f"decode auto, {count} threads"] = partial(decoded, threads=count)
-        rows[f"encode auto, {count} threads"] = partial(encoded, numbers, count)
-    streams, rest = small(numbers)
-    rows["decode small"] = lambda: planes.decode(streams, rest, planes.SMALL["bfloat16"], out)
-    rows["encode small"] = lambda: small(numbers)
+    rows["merge only"] = lambda: planes.merge(exponents, raw, BF16, out)
+    for mode, how in (("balanced", BF16), ("small", SMALL)):
+        encode = partial(planes.encode, numbers, how)
+        decode = partial(planes.decode, *encode(), how, out)
+        for path in rans.paths():
+            rows[f"{mode}: decode {path}"] = partial(decode, path=path)
+        for count in threads:
+            rows[f"{mode}: decode, {count} threads"] = partial(decode, threads=count)
+        rows[f"{mode}: encode scalar"] = partial(encode, path="scalar")
+        for count in threads:
+            rows[f"{mode}: encode, {count} threads"] = partial(encode, threads=count)
     return rows
 
 
@@ -78,6 +57,24 @@ def peer_rows(numbers: rans.Bytes) -> Rows:
     data = numbers.tobytes()
     packed = coder.compress(data)
     return {"ZipNN decode": lambda: coder.decompress(packed), "ZipNN encode": lambda: coder.compress(data)}
+
+
+def entropy(values: np.ndarray) -> float:
+    counts = np.bincount(values)
+    p = counts[counts > 0] / values.size
+    return float(-(p * np.log2(p)).sum())
+
+
+def sizes(numbers: rans.Bytes) -> str:
+    """Bits per weight of both modes, everything counted, beside the entropies that they aim at."""
+    bits = numbers.view(np.uint16)
+    exponents, joint = 8 + entropy(bits >> 7 & 255), entropy(bits)
+    n = bits.size
+    balanced, small = (8 * sum(part.size for part in planes.encode(numbers, how)) / n for how in (BF16, SMALL))
+    return (
+        f"balanced {balanced:.4f} bits per weight, {100 * (balanced / exponents - 1):.3f} % above H(exponent) + 8\n"
+        f"small {small:.4f} bits per weight, {100 * (small / joint - 1):.3f} % above H(sign, exponent, mantissa)\n"
+    )
 
 
 def best_times(rows: Rows, rounds: int) -> dict[str, float]:
@@ -99,11 +96,8 @@ def main() -> None:
     parser.add_argument("--zipnn", action="store_true", help="beside zipnn 0.5.4, which must be installed")
     args = parser.parse_args()
     numbers = weights(args.weights)
-    stream, raw = encoded(numbers, 1)
-    streams, rest = small(numbers)
     print(machine())
-    print(f"balanced {8 * (stream.size + raw.size) / args.weights:.3f} bits per weight, ", end="")
-    print(f"small {8 * (sum(s.size for s in streams) + rest.size) / args.weights:.3f}\n")
+    print(sizes(numbers))
     rows = rows_of(numbers, args.threads)
     if args.zipnn:
         rows |= peer_rows(numbers)

@@ -34,26 +34,37 @@ def describe(stream: NDArray[uint8], n: int) -> dict[str, Any]: ...
 def split(
     bytes: int,
     sign_after: int,
-    coded: Sequence[int],
+    coded: int,
     numbers: NDArray[uint8],
-    planes: Sequence[NDArray[uint8]],
+    fields: NDArray[uint8],
     raw: NDArray[uint8],
     threads: int,
 ) -> None: ...
 def merge(
     bytes: int,
     sign_after: int,
-    coded: Sequence[int],
-    planes: Sequence[NDArray[uint8]],
+    coded: int,
+    fields: NDArray[uint8],
     raw: NDArray[uint8],
     numbers: NDArray[uint8],
     threads: int,
 ) -> None: ...
+def encode_numbers(
+    bytes: int,
+    sign_after: int,
+    coded: int,
+    numbers: NDArray[uint8],
+    bits: int,
+    lanes_log2: int,
+    chunk: int,
+    threads: int,
+    path: str,
+) -> tuple[NDArray[uint8], NDArray[uint8]]: ...
 def decode_numbers(
     bytes: int,
     sign_after: int,
-    coded: Sequence[int],
-    streams: Sequence[NDArray[uint8]],
+    coded: int,
+    stream: NDArray[uint8],
     raw: NDArray[uint8],
     numbers: NDArray[uint8],
     contexts: NDArray[uint8] | None,

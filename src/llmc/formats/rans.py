@@ -101,6 +101,8 @@ def as_bytes(data: Any) -> Bytes:
 
     if data.device.type != "cpu" or not data.is_contiguous():
         raise InputError("a tensor of the coder is not contiguous, or not on the CPU", fix="copy it first")
+    if data.numel() == 0:  # torch may give it a stride that it then refuses to view
+        return np.empty(0, np.uint8)
     return data.detach().reshape(-1).view(torch.uint8).numpy()
 
 
@@ -135,7 +137,7 @@ def encode(
         InputError: an option is out of range, or a selection does not fit the symbols.
     """
     plane = as_bytes(symbols)
-    options = _options(plane.size, probability_bits, lanes, chunk_symbols)
+    options = stream_options(plane.size, probability_bits, lanes, chunk_symbols)
     with refusals("rans"):
         return _native.encode(
             plane, **_selection(select), values=None, value_bytes=1, base=0, escape_first=256, **options,
@@ -176,7 +178,7 @@ def encode_wide(
     relative = flat.astype(np.int64) - base
     escape = 256 - escapes + relative % escapes
     symbols = np.where((relative >= 0) & (relative < 256 - escapes), relative, escape).astype(np.uint8)
-    options = _options(flat.size, probability_bits, lanes, chunk_symbols)
+    options = stream_options(flat.size, probability_bits, lanes, chunk_symbols)
     with refusals("rans"):
         return _native.encode(
             symbols, **_selection(select), values=as_bytes(flat), value_bytes=values.dtype.itemsize, base=base,
@@ -269,7 +271,8 @@ def _best_base(values: NDArray[Any], span: int) -> int:
     return int(starts[inside.argmax()])
 
 
-def _options(n: int, probability_bits: int, lanes: int | None, chunk_symbols: int) -> dict[str, Any]:
+def stream_options(n: int, probability_bits: int, lanes: int | None, chunk_symbols: int) -> dict[str, Any]:
+    """The fields of a new stream's head, as the extension takes them."""
     lanes = lanes_for(n, chunk_symbols) if lanes is None else lanes
     if lanes <= 0 or lanes & (lanes - 1):
         raise InputError(f"{lanes} lanes are no power of two", where="rans", fix="4 to 256 are possible")

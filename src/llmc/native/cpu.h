@@ -14,7 +14,8 @@ inline const Cpu& cpu() {
         const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                             __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
         const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("popcnt");
-        return Cpu{static_cast<bool>(__builtin_cpu_supports("sse4.2")), avx2, avx2 && avx512};
+        const bool sse42 = __builtin_cpu_supports("sse4.2");
+        return Cpu{sse42, avx2, avx2 && avx512 && sse42};
     }();
 #else
     static const Cpu found{};

@@ -25,19 +25,34 @@ void fill_table(DecodeTables& t, const Model& model, std::size_t index) {
     }
 }
 
-void fill_search(DecodeTables& t, const Frequencies& table) {
-    std::size_t count = 0;
+void fill_search(SearchTables& t, const Frequencies& table, unsigned bits) {
+    std::vector<std::uint32_t> starts, pairs, symbols;
     std::uint32_t start = 0;
-    t.starts.fill(1u << t.bits);  // above every slot
     for (std::uint32_t symbol = 0; symbol < 256; ++symbol) {
         if (table[symbol] == 0) continue;
-        if (count == kSearch) return;
-        t.starts[count] = start;
-        t.found[count] = (table[symbol] - 1u) << 14 | start;
-        t.names[count++] = symbol;
+        starts.push_back(start);
+        pairs.push_back(table[symbol] | start << 16);
+        symbols.push_back(symbol);
         start += table[symbol];
     }
-    t.searchable = true;
+    if (starts.size() > kSearch) return;
+    const unsigned levels = starts.size() <= 16 ? 4 : starts.size() <= 32 ? 5 : 6;
+    t.halvings = levels;
+    const auto index = [levels](std::size_t at) {  // its bits in the usual order
+        std::size_t reversed = 0;
+        for (unsigned k = 0; k < levels; ++k) reversed |= (at >> k & 1u) << (levels - 1 - k);
+        return reversed;
+    };
+    for (unsigned level = 0; level < levels; ++level)
+        for (std::size_t at = 0; at < std::size_t{1} << level; ++at) {
+            const std::size_t half = index(at) + (std::size_t{1} << (levels - 1 - level));
+            t.starts[level][at] = half < starts.size() ? starts[half] : 1u << bits;  // above every slot
+        }
+    for (std::size_t at = 0; at < std::size_t{1} << levels; ++at) {
+        const std::size_t i = std::min(index(at), starts.size() - 1);
+        t.pairs[at] = pairs[i];
+        t.symbols[at] = symbols[i];
+    }
 }
 
 void fill_moves(DecodeTables& t, const Automaton& automaton) {
@@ -57,7 +72,8 @@ DecodeTables decode_tables(const Model& model) {
     DecodeTables t;
     t.bits = model.bits;
     t.selector = model.selector;
-    t.packed = model.bits == 12;
+    const auto highest = [](const Frequencies& table) { return *std::max_element(table.begin(), table.end()); };
+    t.packed = model.bits == 12 || (model.selector == Selector::kOne && highest(model.tables[0]) <= 1u << 12);
     const std::size_t slots = model.tables.size() << model.bits;
     if (t.packed) {
         t.lut.resize(slots);
@@ -66,7 +82,7 @@ DecodeTables decode_tables(const Model& model) {
         t.pairs.resize(model.tables.size() << 8);
     }
     for (std::size_t i = 0; i < model.tables.size(); ++i) fill_table(t, model, i);
-    if (model.selector == Selector::kOne) fill_search(t, model.tables[0]);
+    if (model.selector == Selector::kOne) fill_search(t.search, model.tables[0], model.bits);
     if (model.selector == Selector::kAutomaton) fill_moves(t, model.automaton);
     if (model.selector == Selector::kContext)
         for (const std::uint8_t table : model.table_of) t.base.push_back(std::uint32_t{table} << model.bits);
@@ -102,7 +118,11 @@ void ChunkReader::read(std::uint8_t* out, const std::uint8_t* contexts, std::siz
         careful_step(tables_, lanes_, out + done, contexts ? contexts + done : nullptr, active);
         done += active;
     }
-    crc_ = crc32c(crc_, out, count);
+    lanes_.crc = crc32c(lanes_.crc, out, count);
+}
+
+std::size_t ChunkReader::merge(MergeSteps merge, const Merge16& to, std::size_t steps) {
+    return only_ >= 0 ? 0 : merge(tables_, lanes_, to, steps);
 }
 
 void ChunkReader::read_bytes(std::uint8_t* out, const std::uint8_t* contexts, std::size_t count) {
@@ -136,7 +156,7 @@ void ChunkReader::finish() {
     for (std::size_t i = 0; i < lanes_.count; ++i)
         if (lanes_.x[i] != kLowest) throw CodecError(where + "a lane does not end where it began");
     const std::size_t bytes = std::size_t{stream_.model.value_bytes} * chunk.escapes;
-    if (crc32c(crc_, lanes_.end, bytes) != chunk.crc) throw CodecError(where + "the sum of its symbols differs");
+    if (crc32c(lanes_.crc, lanes_.end, bytes) != chunk.crc) throw CodecError(where + "the sum of its symbols differs");
 }
 
 namespace {

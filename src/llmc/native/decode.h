@@ -16,21 +16,29 @@ enum class Path : std::uint8_t { kAuto, kScalar, kAvx2, kAvx512, kAvx512Search }
 Path path_named(const std::string& name);
 std::vector<std::string> path_names();
 
-constexpr std::size_t kSearch = 32;  // symbols of a table that fit the registers of the search
+constexpr std::size_t kSearch = 64;  // most symbols of a table that is searched instead of looked up
+constexpr std::size_t kHalvings = 6;
+
+// A table of 2^halvings symbols for a search by halves. A place in it is written with the first decision as its lowest bit,
+// so that the starts which a level compares with lie together.
+struct SearchTables {
+    unsigned halvings = 0;  // 0: the table has too many symbols, or there are several
+    alignas(64) std::array<std::array<std::uint32_t, 32>, kHalvings> starts{};
+    alignas(64) std::array<std::uint32_t, kSearch> pairs{};  // q | start << 16
+    alignas(64) std::array<std::uint32_t, kSearch> symbols{};
+};
 
 struct DecodeTables {
     unsigned bits = 12;
     Selector selector = Selector::kOne;
-    bool packed = true;                    // bits == 12: one look-up gives all
-    bool searchable = false;               // one table of at most kSearch symbols
+    bool packed = true;                    // one look-up gives all: q is at most 2^12
     std::vector<std::uint32_t> lut;        // packed: [tables << bits] symbol << 24 | (q - 1) << 12 | (slot - start)
     std::vector<std::uint8_t> symbols;     // else:   [tables << bits], and 3 bytes that a wide load may touch
     std::vector<std::uint32_t> pairs;      // else:   [tables, 256] q | start << 16
     std::vector<std::uint32_t> base;       // kContext: [256] table << bits
     std::vector<std::uint32_t> moves;      // kAutomaton: [states, 256] (table << bits) << 8 | state
     std::uint32_t start_state = 0;         // kAutomaton: the same for state 0
-    alignas(64) std::array<std::uint32_t, kSearch> starts{}, found{};  // searchable: start; (q - 1) << 14 | start
-    alignas(64) std::array<std::uint32_t, kSearch> names{};            // searchable: symbol
+    SearchTables search;                   // kOne
 };
 
 DecodeTables decode_tables(const Model& model);
@@ -40,6 +48,7 @@ struct Lanes {
     const std::uint8_t* words = nullptr;  // next renormalisation word
     const std::uint8_t* end = nullptr;
     std::size_t count = 0;
+    std::uint32_t crc = 0;  // of the symbols that were read
     alignas(64) std::array<std::uint32_t, kMaxLanes> x{};
     alignas(64) std::array<std::uint32_t, kMaxLanes> state{};  // kAutomaton
 };
@@ -48,6 +57,20 @@ struct Lanes {
 using Steps = std::size_t (*)(const DecodeTables&, Lanes&, std::uint8_t* out, const std::uint8_t* contexts,
                               std::size_t steps);
 
+// Where symbols go that become numbers of 16 bits at once: a symbol is a field from `base` on, the raw bits are below it.
+struct Merge16 {
+    std::int32_t base = 0;
+    unsigned first_escape = kNoEscape;
+    const std::uint8_t* raw = nullptr;
+    std::uint8_t* symbols = nullptr;
+    std::uint8_t* numbers = nullptr;
+    std::uint64_t* escapes = nullptr;  // bit i of each step: symbol i is an escape, and its number is not there yet
+};
+
+// As Steps, for 64 lanes, also to numbers and with the sum of the symbols. Reads kMergeReach bytes behind the raw bits.
+using MergeSteps = std::size_t (*)(const DecodeTables&, Lanes&, const Merge16& to, std::size_t steps);
+constexpr std::size_t kMergeLanes = 64, kMergeReach = 16;
+
 Steps scalar_steps(const DecodeTables& tables);
 Steps avx2_steps(const DecodeTables& tables, std::size_t lanes);           // null: not for so few lanes
 Steps avx512_steps(const DecodeTables& tables, std::size_t lanes);         // the same
@@ -55,6 +78,10 @@ Steps avx512_search_steps(const DecodeTables& tables, std::size_t lanes);  // th
 
 // The code of `path`, or of the next simpler one that this stream admits. kAuto: what was measured once to be fastest.
 Steps steps_for(Path path, const DecodeTables& tables, std::size_t lanes);
+
+// Null where the code that `path` means has none. Without `search` symbols are looked up in memory.
+MergeSteps avx512_merge_steps(const DecodeTables& tables, bool search, unsigned raw_bits, bool past_caches);
+MergeSteps merge_steps_for(Path path, const DecodeTables& tables, std::size_t lanes, unsigned raw_bits, bool past_caches);
 
 // One step of the first `active` lanes that checks every word. Raises CodecError at the end of the words.
 void careful_step(const DecodeTables& tables, Lanes& lanes, std::uint8_t* out, const std::uint8_t* contexts,
@@ -67,6 +94,9 @@ public:
 
     // The next `count` coded symbols: a multiple of the lanes, but for the last call. `contexts` has as many.
     void read(std::uint8_t* out, const std::uint8_t* contexts, std::size_t count);
+
+    // As many of the next steps as `merge` can do; 0 where nothing is coded. They are read, and summed.
+    std::size_t merge(MergeSteps merge, const Merge16& to, std::size_t steps);
 
     // The same with escapes replaced by their values; only for values of one byte.
     void read_bytes(std::uint8_t* out, const std::uint8_t* contexts, std::size_t count);
@@ -88,7 +118,6 @@ private:
     Lanes lanes_;
     const std::uint8_t* escapes_ = nullptr;
     std::uint32_t escapes_left_ = 0;
-    std::uint32_t crc_ = 0;
 };
 
 // All symbols of a stream with one-byte values. `contexts`: as many, or null.

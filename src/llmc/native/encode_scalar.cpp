@@ -1,3 +1,5 @@
+#include <algorithm>
+
 #include "encode.h"
 
 namespace llmc {
@@ -16,9 +18,17 @@ EncodeTables encode_tables(const Model& model) {
             t.pairs.push_back(q | start << 16);
             t.shifts.push_back(static_cast<std::uint8_t>(shift));
             t.reciprocals.push_back(q ? ((std::uint64_t{1} << shift) + q - 1) / q : 0);
+            // So much less than 1 / q that no rounding makes x / q too large, and below 2^20 not too small by more than 1.
+            t.inverses.push_back(q ? static_cast<float>((1.0 - 1.0 / (1 << 22)) / q) : 0.0F);
             start += q;
         }
     }
+    const Frequencies& only = model.tables[0];
+    const auto is_coded = [](std::uint16_t q) { return q > 0; };
+    const auto first = std::find_if(only.begin(), only.end(), is_coded);
+    const auto last = std::find_if(only.rbegin(), only.rend(), is_coded).base();
+    t.first = static_cast<unsigned>(first - only.begin());
+    t.span = static_cast<unsigned>(last - first);
     return t;
 }
 

@@ -15,7 +15,7 @@ inline std::uint8_t decode_one(const DecodeTables& t, std::uint32_t& x, std::uin
     if constexpr (Packed) {
         const std::uint32_t entry = t.lut[base + slot];
         symbol = static_cast<std::uint8_t>(entry >> 24);
-        x = (((entry >> 12) & 0xFFFu) + 1u) * (x >> 12) + (entry & 0xFFFu);
+        x = (((entry >> 12) & 0xFFFu) + 1u) * (x >> t.bits) + (entry & 0xFFFu);
     } else {
         symbol = t.symbols[base + slot];
         const std::uint32_t pair = t.pairs[((base >> t.bits) << 8) + symbol];

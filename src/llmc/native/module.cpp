@@ -146,53 +146,65 @@ nb::dict describe(const In& stream, std::uint64_t n) {
     return found;
 }
 
-Split split_of(unsigned bytes, unsigned sign_after, const std::vector<unsigned>& coded) {
+Split split_of(unsigned bytes, unsigned sign_after, unsigned coded) {
     const Split split{bytes, sign_after, coded};
     check(split);
     return split;
 }
 
-void split_numbers(unsigned bytes, unsigned sign_after, const std::vector<unsigned>& coded, const In& numbers,
-                   const std::vector<Out>& planes, const Out& raw, unsigned threads) {
-    const Split split = split_of(bytes, sign_after, coded);
-    const std::uint64_t n = numbers.size() / bytes;
-    want(numbers.size() % bytes == 0 && planes.size() == coded.size() && raw.size() == split.raw_bytes(n),
-         "the planes are not of the size of the numbers");
-    std::vector<std::uint8_t*> at;
-    for (const Out& plane : planes) {
-        want(plane.size() == n, "the planes are not of the size of the numbers");
-        at.push_back(plane.data());
-    }
-    const nb::gil_scoped_release unlocked;
-    split_planes(split, numbers.data(), n, at.data(), raw.data(), threads);
+// How many numbers there are; their raw bits must be as many.
+std::uint64_t numbers_in(const Split& split, std::size_t bytes, std::size_t raw) {
+    const std::uint64_t n = bytes / split.bytes;
+    want(bytes % split.bytes == 0 && raw == split.raw_bytes(n), "the raw bits are not of the size of the numbers");
+    return n;
 }
 
-void merge_numbers(unsigned bytes, unsigned sign_after, const std::vector<unsigned>& coded,
-                   const std::vector<In>& planes, const In& raw, const Out& numbers, unsigned threads) {
+void split_numbers(unsigned bytes, unsigned sign_after, unsigned coded, const In& numbers, const Out& fields,
+                   const Out& raw, unsigned threads) {
     const Split split = split_of(bytes, sign_after, coded);
-    const std::uint64_t n = numbers.size() / bytes;
-    want(numbers.size() % bytes == 0 && planes.size() == coded.size() && raw.size() == split.raw_bytes(n),
-         "the planes are not of the size of the numbers");
-    std::vector<const std::uint8_t*> at;
-    for (const In& plane : planes) {
-        want(plane.size() == n, "the planes are not of the size of the numbers");
-        at.push_back(plane.data());
-    }
+    const std::uint64_t n = numbers_in(split, numbers.size(), raw.size());
+    want(fields.size() == n * split.value_bytes(), "the plane is not of the size of the numbers");
     const nb::gil_scoped_release unlocked;
-    merge_planes(split, at.data(), raw.data(), n, numbers.data(), threads);
+    split_planes(split, numbers.data(), n, fields.data(), raw.data(), threads);
 }
 
-void decode_numbers(unsigned bytes, unsigned sign_after, const std::vector<unsigned>& coded,
-                    const std::vector<In>& streams, const In& raw, const Out& numbers,
-                    const std::optional<In>& contexts, unsigned threads, const std::string& path) {
+nb::tuple encode_numbers(unsigned bytes, unsigned sign_after, unsigned coded, const In& numbers, unsigned bits,
+                         unsigned lanes_log2, unsigned chunk, unsigned threads, const std::string& path) {
+    const Split split = split_of(bytes, sign_after, coded);
+    const Path chosen = path_named(path);
+    Model model;
+    model.n = numbers.size() / bytes;
+    want(numbers.size() % bytes == 0, "the numbers end inside one");
+    model.bits = bits;
+    model.lanes_log2 = lanes_log2;
+    model.chunk = chunk;
+    const std::size_t raw_bytes = split.raw_bytes(model.n);
+    std::unique_ptr<std::uint8_t[]> raw(new std::uint8_t[std::max<std::size_t>(1, raw_bytes)]);  // no zeros needed
+    std::vector<std::uint8_t> out;
+    {
+        const nb::gil_scoped_release unlocked;
+        out = encode_planes(split, numbers.data(), model, raw.get(), threads, chosen);
+    }
+    const nb::capsule owner(raw.get(), [](void* p) noexcept { delete[] static_cast<std::uint8_t*>(p); });
+    return nb::make_tuple(to_numpy(std::move(out)), Bytes(raw.release(), {raw_bytes}, owner));
+}
+
+void merge_numbers(unsigned bytes, unsigned sign_after, unsigned coded, const In& fields, const In& raw,
+                   const Out& numbers, unsigned threads) {
+    const Split split = split_of(bytes, sign_after, coded);
+    const std::uint64_t n = numbers_in(split, numbers.size(), raw.size());
+    want(fields.size() == n * split.value_bytes(), "the plane is not of the size of the numbers");
+    const nb::gil_scoped_release unlocked;
+    merge_planes(split, fields.data(), raw.data(), n, numbers.data(), threads);
+}
+
+void decode_numbers(unsigned bytes, unsigned sign_after, unsigned coded, const In& stream, const In& raw,
+                    const Out& numbers, const std::optional<In>& contexts, unsigned threads, const std::string& path) {
     const Path chosen = path_named(path);
     const Split split = split_of(bytes, sign_after, coded);
-    const std::uint64_t n = numbers.size() / bytes;
-    want(numbers.size() % bytes == 0 && raw.size() == split.raw_bytes(n), "the raw bits are not of the size of the numbers");
-    std::vector<Stream> parsed;
-    for (const In& stream : streams) parsed.push_back(parse(stream.data(), stream.size(), n));
-    want(!parsed.empty(), "there are not as many streams as coded planes");
-    const std::uint8_t* seen = contexts_of(contexts, parsed[0].model);
+    const std::uint64_t n = numbers_in(split, numbers.size(), raw.size());
+    const Stream parsed = parse(stream.data(), stream.size(), n);
+    const std::uint8_t* seen = contexts_of(contexts, parsed.model);
     const nb::gil_scoped_release unlocked;
     decode_planes(split, parsed, raw.data(), seen, numbers.data(), threads, chosen);
 }
@@ -224,11 +236,14 @@ NB_MODULE(_native, m) {
           nb::arg("contexts").none(), nb::arg("path"));
     m.def("describe", &describe, nb::arg("stream"), nb::arg("n"));
     m.def("split", &split_numbers, nb::arg("bytes"), nb::arg("sign_after"), nb::arg("coded"), nb::arg("numbers"),
-          nb::arg("planes"), nb::arg("raw"), nb::arg("threads"));
-    m.def("merge", &merge_numbers, nb::arg("bytes"), nb::arg("sign_after"), nb::arg("coded"), nb::arg("planes"),
+          nb::arg("fields"), nb::arg("raw"), nb::arg("threads"));
+    m.def("merge", &merge_numbers, nb::arg("bytes"), nb::arg("sign_after"), nb::arg("coded"), nb::arg("fields"),
           nb::arg("raw"), nb::arg("numbers"), nb::arg("threads"));
+    m.def("encode_numbers", &encode_numbers, nb::arg("bytes"), nb::arg("sign_after"), nb::arg("coded"),
+          nb::arg("numbers"), nb::arg("bits"), nb::arg("lanes_log2"), nb::arg("chunk"), nb::arg("threads"),
+          nb::arg("path"));
     m.def("decode_numbers", &decode_numbers, nb::arg("bytes"), nb::arg("sign_after"), nb::arg("coded"),
-          nb::arg("streams"), nb::arg("raw"), nb::arg("numbers"), nb::arg("contexts").none(), nb::arg("threads"),
+          nb::arg("stream"), nb::arg("raw"), nb::arg("numbers"), nb::arg("contexts").none(), nb::arg("threads"),
           nb::arg("path"));
     m.def("count", &count, nb::arg("symbols"), nb::arg("contexts").none(), nb::arg("counts"));
     m.def("normalise", &normalise_counts, nb::arg("counts"), nb::arg("bits"));

@@ -33,7 +33,7 @@ DecodeTables sample_tables() {
     Model model;
     model.tables.resize(1);
     std::uint16_t left = 4096;
-    for (unsigned symbol = 0; symbol < kSearch; ++symbol) {
+    for (unsigned symbol = 0; symbol < 32; ++symbol) {
         const std::uint16_t q = symbol < 6 ? static_cast<std::uint16_t>(left / 2) : std::uint16_t{2};
         model.tables[0][symbol] = q;
         left = static_cast<std::uint16_t>(left - q);
@@ -103,13 +103,20 @@ std::vector<std::string> path_names() {
 
 #ifdef LLMC_X86
 Steps steps_for(Path path, const DecodeTables& tables, std::size_t lanes) {
-    if (path == Path::kAuto) path = fastest(tables.searchable);
+    if (path == Path::kAuto) path = fastest(tables.search.halvings != 0);
     for (auto rank = static_cast<unsigned>(path); rank > static_cast<unsigned>(Path::kScalar); --rank)
         if (const Steps steps = exactly(static_cast<Path>(rank), tables, lanes)) return steps;
     return scalar_steps(tables);
 }
+
+MergeSteps merge_steps_for(Path path, const DecodeTables& tables, std::size_t lanes, unsigned raw_bits, bool past_caches) {
+    if (path == Path::kAuto) path = fastest(tables.search.halvings != 0);
+    if (path < Path::kAvx512 || lanes != kMergeLanes || tables.selector != Selector::kOne) return nullptr;
+    return avx512_merge_steps(tables, path == Path::kAvx512Search, raw_bits, past_caches);
+}
 #else
 Steps steps_for(Path, const DecodeTables& tables, std::size_t) { return scalar_steps(tables); }
+MergeSteps merge_steps_for(Path, const DecodeTables&, std::size_t, unsigned, bool) { return nullptr; }
 #endif
 
 }  // namespace llmc

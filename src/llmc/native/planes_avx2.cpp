@@ -6,7 +6,7 @@
 
 namespace llmc {
 
-extern const PlaneLoops kAvx2Loops = {&avx2::take_any, &avx2::put_any};
+extern const PlaneLoops kAvx2Loops = {&avx2::take_any, &avx2::put_any, &avx2::put_symbols, &avx2::code};
 
 // Interleaving bytes works within halves of a register, so the halves are loaded crosswise first.
 void stream_bf16(const std::uint8_t* exponents, const std::uint8_t* raw, std::size_t n, std::uint8_t* numbers) {

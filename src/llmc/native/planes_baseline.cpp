@@ -3,6 +3,6 @@
 
 namespace llmc {
 
-extern const PlaneLoops kBaselineLoops = {&baseline::take_any, &baseline::put_any};
+extern const PlaneLoops kBaselineLoops = {&baseline::take_any, &baseline::put_any, &baseline::put_symbols, &baseline::code};
 
 }  // namespace llmc

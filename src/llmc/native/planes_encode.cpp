@@ -1,0 +1,129 @@
+// Numbers to a stream and raw bits in two passes: one counts the fields and packs the rest, one codes.
+#include <algorithm>
+#include <array>
+
+#include "planes.h"
+#include "threads.h"
+
+namespace llmc {
+namespace {
+
+constexpr std::uint64_t kTask = 1u << 18;  // numbers to a thread at a time; a multiple of 8, so raw bits begin at a byte
+
+using Block = std::array<std::uint8_t, 2 * kBlock>;  // fields of numbers
+
+// Counts of fields, by one thread.
+class Tally {
+public:
+    explicit Tally(const Split& split) : wide_(split.value_bytes() == 2 ? std::size_t{2} << split.coded : 0) {}
+
+    void add(const std::uint8_t* fields, std::size_t n) {
+        if (wide_.empty()) return bytes_.add(fields, n);
+        std::uint64_t* even = wide_.data();
+        std::uint64_t* odd = even + wide_.size() / 2;
+        std::size_t i = 0;
+        for (; i + 2 <= n; i += 2) {
+            ++even[load<std::uint16_t>(fields + 2 * i)];
+            ++odd[load<std::uint16_t>(fields + 2 * i + 2)];
+        }
+        if (i < n) ++even[load<std::uint16_t>(fields + 2 * i)];
+    }
+
+    // Bytes are counted in 32 bits: moves them on while they fit.
+    void into(std::vector<std::uint64_t>& counts) {
+        if (wide_.empty()) bytes_.into(counts.data());
+        bytes_ = {};
+        for (std::size_t i = 0; i < wide_.size(); ++i) counts[i % counts.size()] += wide_[i];
+        std::fill(wide_.begin(), wide_.end(), 0u);
+    }
+
+private:
+    ByteTally bytes_;
+    std::vector<std::uint64_t> wide_;
+};
+
+// First pass.
+std::vector<std::uint64_t> count_fields(const Split& split, const std::uint8_t* numbers, std::uint64_t n,
+                                        std::uint8_t* raw, unsigned threads) {
+    const std::size_t values = split.value_bytes() == 2 ? std::size_t{1} << split.coded : 256;
+    const unsigned workers = std::max(1u, threads);
+    std::vector<Tally> tallies(workers, Tally(split));
+    std::vector<std::vector<std::uint64_t>> counts(workers, std::vector<std::uint64_t>(values));
+    parallel_on(static_cast<std::size_t>((n + kTask - 1) / kTask), threads, [&](std::size_t index, std::size_t thread) {
+        const std::uint64_t begin = index * kTask, end = std::min(n, begin + kTask);
+        Block fields;
+        for (std::uint64_t at = begin; at < end; at += kBlock) {
+            const auto first = static_cast<std::size_t>(at);
+            const auto count = static_cast<std::size_t>(std::min<std::uint64_t>(kBlock, end - at));
+            plane_loops().take(split, numbers + first * split.bytes, count, fields.data(), raw + split.raw_bytes(first));
+            tallies[thread].add(fields.data(), count);
+        }
+        if (split.value_bytes() == 1) tallies[thread].into(counts[thread]);
+    });
+    for (unsigned worker = 0; worker < workers; ++worker) {
+        tallies[worker].into(counts[worker]);
+        for (std::size_t i = 0; worker > 0 && i < values; ++i) counts[0][i] += counts[worker][i];
+    }
+    return counts[0];
+}
+
+// Second pass.
+class Fields final : public Source {
+public:
+    Fields(const Split& split, const std::uint8_t* numbers, const Coding& how)
+        : split_(split), numbers_(numbers), how_(how) {}
+
+    const std::uint8_t* symbols(std::size_t first, std::size_t n, Room& room) const override {
+        std::uint8_t* symbols = room.of(n);
+        Block fields;
+        for (std::size_t at = 0; at < n; at += kBlock) {
+            const std::size_t count = std::min(kBlock, n - at);
+            plane_loops().take(split_, numbers_ + (first + at) * split_.bytes, count, fields.data(), nullptr);
+            plane_loops().code(split_, fields.data(), how_, count, symbols + at);
+        }
+        return symbols;
+    }
+
+    const std::uint8_t* tables_of(std::size_t, std::size_t, Room&) const override { return nullptr; }
+
+    std::int32_t value(std::size_t at) const override {
+        std::array<std::uint8_t, 2> field{};
+        plane_loops().take(split_, numbers_ + at * split_.bytes, 1, field.data(), nullptr);
+        return load<std::uint16_t>(field.data());
+    }
+
+private:
+    const Split& split_;
+    const std::uint8_t* numbers_;
+    const Coding& how_;
+};
+
+// Tables for the fields with these counts, and which symbols they are.
+Coding choose(const Split& split, const std::vector<std::uint64_t>& counts, Model& model) {
+    Coding how;
+    const bool wide = split.value_bytes() == 2;
+    if (wide) how.base = static_cast<std::uint32_t>(best_window(counts));
+    const std::size_t begin = how.base, end = wide ? begin + kWindow : 256;
+    Counts inside{};
+    std::uint64_t outside = 0;
+    for (std::size_t v = 0; v < counts.size(); ++v) (v >= begin && v < end ? inside[v - begin] : outside) += counts[v];
+    model.base = static_cast<std::int32_t>(how.base);
+    how.rare = choose_tables({inside}, outside, true, model);
+    how.escape = model.escape_first;
+    return how;
+}
+
+}  // namespace
+
+std::vector<std::uint8_t> encode_planes(const Split& split, const std::uint8_t* numbers, Model model, std::uint8_t* raw,
+                                        unsigned threads, Path path) {
+    model.value_bytes = split.value_bytes();
+    model.tables.assign(1, Frequencies{});
+    check(model);
+    if (model.n > model.chunk && std::uint64_t{model.chunk} * split.raw_bits() % 8 != 0)
+        throw CodecError("a chunk would begin inside a byte of the raw bits");
+    const Coding how = choose(split, count_fields(split, numbers, model.n, raw, threads), model);
+    return encode(model, Fields(split, numbers, how), threads, path);
+}
+
+}  // namespace llmc
