@@ -196,7 +196,7 @@ def _groups(rows: Sequence[dict[str, Any]]) -> tuple[tuple[str, ...], ...]:
     groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for row in rows:
         narrower = "" if row["held"] == row["dtype"].removeprefix("torch.") else f" as {row['held']}"
-        bits = "".join(f" {n}" for n in row["coded_bits"])
+        bits = f" {row['coded_bits']}" if row["coded_bits"] else ""
         groups.setdefault((row["dtype"].removeprefix("torch."), row["kind"] + bits + narrower), []).append(row)
     out = []
     for (dtype, kind), members in groups.items():

@@ -36,6 +36,7 @@ from llmc.structure import Progress, silent
 UNIT = 32 << 20  # source bytes between two entries of the journal
 FORMAT = "llmc lossless 1"
 HEADER_LIMIT = 8 << 20  # of an original header, compressed
+OVERHEAD = 1 << 17  # more than the head of a tensor that was not made smaller, or the name of its twin
 LEAST_SHARE = 0.5  # of the source that the output takes for sure: what the disk must have free
 
 
@@ -121,8 +122,8 @@ class GrowingFolder(Folder):
         self.end: dict[str, int] = {}
         for file in files:
             name = coded_name(file.path.name)
-            widest = [(n, torch.uint8, (1 << 44,)) for n in file.entries]
-            self.end[name] = len(write_header(widest, self.metadata[name])[0])
+            most = [(e.name, torch.uint8, (e.nbytes + OVERHEAD,)) for e in file.entries.values()]
+            self.end[name] = len(write_header(most, self.metadata[name])[0])
             self.files.sizes[name] = int(LEAST_SHARE * file.size)
 
     def at(self, path: Path, files: WeightFiles) -> Folder:
