@@ -121,19 +121,54 @@ void each_block(const Bitmaps& stream, std::uint64_t begin, std::uint64_t end, u
     });
 }
 
-// Sixteen bits rotated by one, past the caches: from a line on, as far as lines go.
-void put_past_caches(const Split& split, const std::uint8_t* symbols, const std::uint8_t* raw, std::size_t n,
-                     std::uint8_t* numbers) {
-#ifdef LLMC_X86
-    const std::size_t before = std::min(n, (64 - reinterpret_cast<std::uintptr_t>(numbers) % 64) % 64 / 2);
-    const std::size_t most = (n - before) / 32 * 32, until = before + most;
-    plane_loops().put_symbols(split, symbols, 0, raw, before, numbers);
-    stream_bf16(symbols + before, raw + before, most, numbers + 2 * before);
-    plane_loops().put_symbols(split, symbols + until, 0, raw + until, n - until, numbers + 2 * until);
-#else
-    plane_loops().put_symbols(split, symbols, 0, raw, n, numbers);
-#endif
+// Hardware does not look beyond a page, and while numbers are written nothing else asks for words.
+void fetch_words(const Bitmaps& stream, std::uint64_t block) {
+    if (block + 1 >= ceil_div(stream.n, kBlock)) return;
+    for (const std::uint8_t *p = block_words(stream, block), *end = block_words(stream, block + 1); p < end; p += 64)
+        __builtin_prefetch(p);
 }
+
+// How the numbers of a block are put together from its symbols.
+class Merger {
+public:
+    Merger(const Split& split, const BitmapLoops& loops, bool large) : split_(split), loops_(loops) {
+        const bool rotated = split.rotated16() && split.coded == 8;
+        in_groups_ = rotated && loops.merge16;
+        past_caches_ = rotated && large && cpu().avx2;
+    }
+
+    void put(const std::uint8_t* symbols, const std::uint8_t* raw, std::size_t n, std::uint8_t* numbers) const {
+        if (!in_groups_ && !past_caches_) return put_any(symbols, raw, 0, n, numbers);
+        // Past the caches only from a line on, as far as lines go.
+        const auto address = reinterpret_cast<std::uintptr_t>(numbers);
+        if (past_caches_ && address % 2) return put_any(symbols, raw, 0, n, numbers);
+        const std::size_t before = past_caches_ ? std::min<std::size_t>(n, (64 - address % 64) % 64 / 2) : 0;
+        const std::size_t groups = (n - before) / kGroup, until = before + kGroup * groups;
+        put_any(symbols, raw, 0, before, numbers);
+        put_groups(symbols + before, raw + before, groups, numbers + 2 * before);
+        put_any(symbols, raw, until, n, numbers);
+    }
+
+private:
+    void put_any(const std::uint8_t* symbols, const std::uint8_t* raw, std::size_t from, std::size_t until,
+                 std::uint8_t* numbers) const {
+        if (from == until) return;
+        plane_loops().put_symbols(split_, symbols + from, 0, raw + split_.raw_bytes(from), until - from,
+                                  numbers + from * split_.bytes);
+    }
+
+    void put_groups(const std::uint8_t* symbols, const std::uint8_t* raw, std::size_t groups,
+                    std::uint8_t* numbers) const {
+        if (in_groups_) return loops_.merge16(symbols, raw, groups, numbers, past_caches_);
+#ifdef LLMC_X86
+        stream_bf16(symbols, raw, kGroup * groups, numbers);
+#endif
+    }
+
+    const Split& split_;
+    const BitmapLoops& loops_;
+    bool in_groups_, past_caches_;
+};
 
 }  // namespace
 
@@ -152,17 +187,14 @@ void decode_bitmaps(const Bitmaps& stream, std::uint64_t begin, std::uint64_t en
 void decode_bitmap_numbers(const Split& split, const Bitmaps& stream, const std::uint8_t* raw, std::uint8_t* numbers,
                            unsigned threads, const BitmapLoops& loops) {
     if (split.coded > 8) throw CodecError("fields of more than 8 bits have no bitmaps");
-    constexpr std::uint64_t kLarge = 1u << 22;  // below, the numbers may stay in the caches
-    const bool past_caches = cpu().avx2 && split.rotated16() && stream.n >= kLarge &&
-                             reinterpret_cast<std::uintptr_t>(numbers) % 2 == 0;
+    constexpr std::uint64_t kLarge = 1u << 22;  // numbers that do not fit the caches anyway
+    const Merger merger(split, loops, stream.n >= kLarge);
     each_block(stream, 0, ceil_div(stream.n, kBlock), threads, [&](std::uint64_t block, Scratch& scratch) {
-        read_block(stream, loops, block, scratch.symbols.data(), scratch.escaped.data());
         const std::uint64_t first = block * kBlock;
         const std::uint8_t* rest = raw + split.raw_bytes(first);
-        std::uint8_t* to = numbers + first * split.bytes;
-        const std::size_t size = block_size(stream, block);
-        if (past_caches) return put_past_caches(split, scratch.symbols.data(), rest, size, to);
-        plane_loops().put_symbols(split, scratch.symbols.data(), 0, rest, size, to);
+        fetch_words(stream, block + kSummed);
+        read_block(stream, loops, block, scratch.symbols.data(), scratch.escaped.data());
+        merger.put(scratch.symbols.data(), rest, block_size(stream, block), numbers + first * split.bytes);
     });
 }
 

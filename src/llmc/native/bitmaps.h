@@ -36,6 +36,10 @@ struct BitmapLoops {
                           std::uint16_t* escaped);
     std::size_t (*pack)(const std::uint8_t* symbols, std::size_t groups, const std::vector<std::uint8_t>& table,
                         std::uint8_t* words, std::uint16_t* escaped);
+    // Numbers of 16 bits, rotated by one, from their top bytes and the others, in whole groups; null: nothing is faster
+    // than planes.h. Past the caches, `numbers` must begin at a line.
+    void (*merge16)(const std::uint8_t* symbols, const std::uint8_t* raw, std::size_t groups, std::uint8_t* numbers,
+                    bool past_caches);
 };
 constexpr std::size_t kNoted = 4;
 

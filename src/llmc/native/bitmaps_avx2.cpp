@@ -55,6 +55,6 @@ std::size_t pack(const std::uint8_t* symbols, std::size_t groups, const std::vec
 }  // namespace
 }  // namespace avx2
 
-extern const BitmapLoops kAvx2Bitmaps = {&avx2::unpack, &avx2::pack};
+extern const BitmapLoops kAvx2Bitmaps = {&avx2::unpack, &avx2::pack, nullptr};
 
 }  // namespace llmc

@@ -41,9 +41,43 @@ std::size_t pack(const std::uint8_t* symbols, std::size_t groups, const std::vec
     return count;
 }
 
+template <bool Past>
+void put(std::uint8_t* to, __m512i low, __m512i high) {
+    // A raw byte below its symbol is the number rotated left.
+    const __m512i first = _mm512_or_si512(_mm512_srli_epi16(low, 1), _mm512_slli_epi16(low, 15));
+    const __m512i second = _mm512_or_si512(_mm512_srli_epi16(high, 1), _mm512_slli_epi16(high, 15));
+    if constexpr (Past) {
+        _mm512_stream_si512(reinterpret_cast<__m512i*>(to), first);
+        _mm512_stream_si512(reinterpret_cast<__m512i*>(to + 64), second);
+    } else {
+        _mm512_storeu_si512(to, first);
+        _mm512_storeu_si512(to + 64, second);
+    }
+}
+
+template <bool Past>
+void merge(const std::uint8_t* symbols, const std::uint8_t* raw, std::size_t groups, std::uint8_t* numbers) {
+    // Unpacking works within quarters of a register, so eights are put crosswise first.
+    const __m512i cross = _mm512_setr_epi64(0, 4, 1, 5, 2, 6, 3, 7);
+    for (std::size_t g = 0; g < groups; ++g) {
+        // The next block's, which may lie behind the end: an address that is only looked ahead to.
+        const auto ahead = reinterpret_cast<std::uintptr_t>(raw) + kGroup * g + kBlock;
+        _mm_prefetch(reinterpret_cast<const char*>(ahead), _MM_HINT_T0);
+        const __m512i s = _mm512_maskz_permutexvar_epi64(0xFF, cross, _mm512_loadu_si512(symbols + kGroup * g));
+        const __m512i r = _mm512_maskz_permutexvar_epi64(0xFF, cross, _mm512_loadu_si512(raw + kGroup * g));
+        put<Past>(numbers + 2 * kGroup * g, _mm512_unpacklo_epi8(r, s), _mm512_unpackhi_epi8(r, s));
+    }
+    if constexpr (Past) _mm_sfence();
+}
+
+void merge16(const std::uint8_t* symbols, const std::uint8_t* raw, std::size_t groups, std::uint8_t* numbers,
+             bool past_caches) {
+    (past_caches ? &merge<true> : &merge<false>)(symbols, raw, groups, numbers);
+}
+
 }  // namespace
 }  // namespace avx512
 
-extern const BitmapLoops kAvx512Bitmaps = {&avx512::unpack, &avx512::pack};
+extern const BitmapLoops kAvx512Bitmaps = {&avx512::unpack, &avx512::pack, &avx512::merge16};
 
 }  // namespace llmc

@@ -52,6 +52,6 @@ std::size_t pack(const std::uint8_t* symbols, std::size_t groups, const std::vec
 }  // namespace
 }  // namespace baseline
 
-extern const BitmapLoops kBaselineBitmaps = {&baseline::unpack, &baseline::pack};
+extern const BitmapLoops kBaselineBitmaps = {&baseline::unpack, &baseline::pack, nullptr};
 
 }  // namespace llmc
