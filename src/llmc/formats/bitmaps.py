@@ -126,6 +126,16 @@ def decode_numbers(
         )
 
 
+def check(stream: Any, n: int, *, threads: int = 1) -> None:
+    """Checks head and sums of a stream of n symbols, without decoding any.
+
+    Raises:
+        InputError: the stream is damaged.
+    """
+    with refusals("bitmaps"):
+        _native.bitmaps_check(as_bytes(stream), n, threads)
+
+
 def describe(stream: Any, n: int) -> StreamInfo:
     """What the head of a stream of n symbols says, after checking it.
 

@@ -184,6 +184,10 @@ void decode_bitmaps(const Bitmaps& stream, std::uint64_t begin, std::uint64_t en
     });
 }
 
+void check_bitmaps(const Bitmaps& stream, unsigned threads) {
+    each_block(stream, 0, ceil_div(stream.n, kBlock), threads, [](std::uint64_t, const Scratch&) {});
+}
+
 void decode_bitmap_numbers(const Split& split, const Bitmaps& stream, const std::uint8_t* raw, std::uint8_t* numbers,
                            unsigned threads, const BitmapLoops& loops) {
     if (split.coded > 8) throw CodecError("fields of more than 8 bits have no bitmaps");

@@ -59,6 +59,9 @@ std::vector<std::uint8_t> encode_bitmaps(const std::uint8_t* symbols, std::uint6
 void decode_bitmaps(const Bitmaps& stream, std::uint64_t begin, std::uint64_t end, std::uint8_t* out, unsigned threads,
                     const BitmapLoops& loops);
 
+// Raises CodecError where the sum of a chunk differs. Decodes nothing.
+void check_bitmaps(const Bitmaps& stream, unsigned threads);
+
 // Decodes the stream of the fields and merges, block by block.
 void decode_bitmap_numbers(const Split& split, const Bitmaps& stream, const std::uint8_t* raw, std::uint8_t* numbers,
                            unsigned threads, const BitmapLoops& loops);

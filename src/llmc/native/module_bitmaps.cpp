@@ -49,6 +49,12 @@ void decode_numbers(unsigned bytes, unsigned sign_after, unsigned coded, const I
     decode_bitmap_numbers(split, parsed, raw.data(), numbers.data(), threads, loops);
 }
 
+void check_sums(const In& stream, std::uint64_t n, unsigned threads) {
+    const Bitmaps parsed = parse_bitmaps(stream.data(), stream.size(), n);
+    const nb::gil_scoped_release unlocked;
+    check_bitmaps(parsed, threads);
+}
+
 nb::dict describe_stream(const In& stream, std::uint64_t n) {
     const Bitmaps parsed = parse_bitmaps(stream.data(), stream.size(), n);
     nb::dict found;
@@ -69,6 +75,7 @@ void define_bitmaps(nb::module_& m) {
           nb::arg("threads"), nb::arg("path"));
     m.def("bitmaps_decode_numbers", &decode_numbers, nb::arg("bytes"), nb::arg("sign_after"), nb::arg("coded"),
           nb::arg("stream"), nb::arg("raw"), nb::arg("numbers"), nb::arg("threads"), nb::arg("path"));
+    m.def("bitmaps_check", &check_sums, nb::arg("stream"), nb::arg("n"), nb::arg("threads"));
     m.def("bitmaps_describe", &describe_stream, nb::arg("stream"), nb::arg("n"));
     m.def("bitmaps_paths", &bitmap_path_names);
 }

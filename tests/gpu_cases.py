@@ -1,0 +1,98 @@
+"""Both layouts through the GPU decoders against the CPU: on a GPU, or on the CPU in Triton's interpreter.
+
+    TRITON_INTERPRET=1 python tests/gpu_cases.py cpu
+    python tests/gpu_cases.py cuda
+
+Prints a line for each case; raises on the first difference.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+
+from llmc.errors import InputError
+from llmc.formats import bitmaps, gpu, planes, rans
+
+BF16, SMALL = planes.BALANCED["bfloat16"], planes.SMALL["bfloat16"]
+
+
+def numbers(n: int) -> np.ndarray:
+    """bf16 as uint16: Gaussian, and all kinds of exponents."""
+    rng = np.random.default_rng(n)
+    values = (rng.standard_normal(n).astype(np.float32).view(np.uint32) >> 16).astype(np.uint16)
+    values[::97] = rng.integers(0, 1 << 16, values[::97].size)
+    return values
+
+
+def skewed(n: int, alphabet: int) -> rans.Bytes:
+    rng = np.random.default_rng(alphabet)
+    weights = rng.pareto(1.0, alphabet) + 1e-4
+    return rng.choice(alphabet, n, p=weights / weights.sum()).astype(np.uint8)
+
+
+def streams() -> Iterator[tuple[str, rans.Bytes, Any]]:
+    """Name, symbols and stream."""
+    for n in (0, 1, 64, 4097, 9000):
+        yield f"bitmaps of {n}", skewed(n, 40), bitmaps.encode(skewed(n, 40))
+    yield "bitmaps, few codes", skewed(5000, 256), bitmaps.encode(skewed(5000, 256))
+    for bits, lanes, chunk in ((12, 4, 64), (12, 32, 512), (13, 64, 1024), (14, 16, 256), (14, 64, 1024), (12, 256, 1024)):
+        symbols = skewed(1500, 40)
+        stream = rans.encode(symbols, probability_bits=bits, lanes=lanes, chunk_symbols=chunk)
+        yield f"rans of {bits} bits, {lanes} lanes, chunks of {chunk}", symbols, stream
+    rare = np.full(1500, 7, np.uint8)
+    rare[[3, 500, 501, 777, 1499]] = 0, 9, 200, 201, 202
+    yield "rans with escapes", rare, rans.encode(rare, lanes=8, chunk_symbols=512)
+    dominant = np.concatenate([np.full(1000, 5, np.uint8), skewed(3, 9)])
+    yield "rans, 14 bits, one symbol dominates", dominant, rans.encode(dominant, probability_bits=14, lanes=4)
+    constant = np.full(1500, 42, np.uint8)
+    yield "rans, one symbol", constant, rans.encode(constant, chunk_symbols=512, lanes=16)
+    yield "rans of nothing", constant[:0], rans.encode(constant[:0])
+    wide = np.round(np.random.default_rng(5).standard_normal(1500) * 60).astype(np.int16)
+    yield "rans, wide", wide, rans.encode_wide(wide, lanes=32, chunk_symbols=512)
+
+
+def damaged(stream: Any) -> np.ndarray:
+    """Another last word: the head does not notice."""
+    data = np.array(stream)
+    data[-1] ^= 0x5A
+    return data
+
+
+def check(name: str, ours: torch.Tensor, expected: np.ndarray) -> None:
+    if not np.array_equal(ours.cpu().numpy(), expected.view(ours.cpu().numpy().dtype)):
+        raise SystemExit(f"{name}: differs")
+    print("equal", name)
+
+
+def refused(name: str, stream: Any, n: int, device: str) -> None:
+    try:
+        gpu.run(gpu.prepare(stream, n, device))
+    except InputError as error:
+        print("refused", name, error)
+        return
+    raise SystemExit(f"{name}: accepted")
+
+
+def main(device: str) -> None:
+    for name, symbols, stream in streams():
+        check(name, gpu.run(gpu.prepare(stream, symbols.size, device)), symbols)
+    values = numbers(4500)
+    n = values.size
+    check("bf16 from bitmaps", gpu.run(gpu.prepare(bitmaps.encode_numbers(values)[0], n, device), bitmaps.encode_numbers(values)[1]), values)
+    for lanes in (16, 64):
+        stream, raw = planes.encode(values, BF16, lanes=lanes, chunk_symbols=1024)
+        check(f"bf16 from rans, {lanes} lanes", gpu.run(gpu.prepare(stream, n, device), raw), values)
+        stream, raw = planes.encode(values, SMALL, lanes=lanes, chunk_symbols=1024, probability_bits=14)
+        check(f"bf16 from rans, small, {lanes} lanes", gpu.run(gpu.prepare(stream, n, device), raw, SMALL), values)
+    symbols = skewed(1500, 40)
+    refused("rans", damaged(rans.encode(symbols, lanes=32, chunk_symbols=512)), 1500, device)
+    refused("bitmaps", damaged(bitmaps.encode(symbols)), 1500, device)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
