@@ -136,7 +136,7 @@ def _bitmaps(data: rans.Bytes, n: int, device: torch.device) -> Pieces:
     starts[1:] = until + np.repeat(before, per_chunk)[:blocks]
     words = np.frombuffer(data[info.words_at : info.escapes_at].tobytes(), np.int32)
     escapes = np.append(data[info.escapes_at :], np.uint8(0))  # never empty
-    table = np.frombuffer(b"\0" + info.table, np.int64)
+    table = np.frombuffer(b"\0" + info.table, np.int32)
     arrays = {"words": words, "escapes": escapes, "starts": starts, "table": table}
     return Pieces("bitmaps", n, torch.uint8, _sent(arrays, device))
 

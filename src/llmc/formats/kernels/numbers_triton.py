@@ -7,14 +7,16 @@ import triton.language as tl
 
 
 @triton.jit
-def raw_bits(raw, raw_bytes, at, inside, RAW: tl.constexpr):
-    """The raw bits of numbers `at`, RAW of each, at most 8; they are packed without gaps, low bits first."""
+def raw_bits(raw, raw_bytes, begin, i, inside, RAW: tl.constexpr):
+    """The raw bits of numbers begin + i, RAW of each, at most 8; they are packed without gaps, low bits first."""
+    first = begin * RAW // 8
     if RAW == 8:
-        return tl.load(raw + at, mask=inside, other=0).to(tl.int32)
-    first = at * RAW // 8
-    low = tl.load(raw + first, mask=inside & (first < raw_bytes), other=0).to(tl.int32)
-    high = tl.load(raw + first + 1, mask=inside & (first + 1 < raw_bytes), other=0).to(tl.int32)
-    return ((low | (high << 8)) >> (at * RAW % 8).to(tl.int32)) & ((1 << RAW) - 1)
+        return tl.load(raw + first + i, mask=inside, other=0).to(tl.int32)
+    bit = (begin * RAW % 8).to(tl.int32) + i * RAW
+    left = raw_bytes - first
+    low = tl.load(raw + first + bit // 8, mask=inside, other=0).to(tl.int32)
+    high = tl.load(raw + first + bit // 8 + 1, mask=inside & (bit // 8 + 1 < left), other=0).to(tl.int32)
+    return ((low | (high << 8)) >> (bit % 8)) & ((1 << RAW) - 1)
 
 
 @triton.jit

@@ -49,20 +49,20 @@ def _chunk(
     chunk = tl.program_id(0).to(tl.int64)
     lane = tl.arange(0, LANES)
     states = stream + tl.load(entries + 3 * chunk)
-    many = tl.load(entries + 3 * chunk + 1)
-    escapes_left = tl.load(entries + 3 * chunk + 2)
+    many = tl.load(entries + 3 * chunk + 1).to(tl.int32)
+    escapes_left = tl.load(entries + 3 * chunk + 2).to(tl.int32)
     words = states + 4 * LANES
     escapes = words + 2 * many
     begin = chunk * chunk_symbols
     size = tl.minimum(n - begin, chunk_symbols).to(tl.int32)
     x = _word(states + 4 * lane, lane < LANES) | (_word(states + 4 * lane + 2, lane < LANES) << 16)
     wrong = tl.sum((x < 65536).to(tl.int32), 0)
-    word = tl.zeros((), tl.int64)
-    escape = tl.zeros((), tl.int64)
+    word = tl.zeros((), tl.int32)
+    escape = tl.zeros((), tl.int32)
     for t in range(0, size, LANES):
-        live = t + lane < size
-        at = begin + t + lane
-        rest = raw_bits(raw, raw_bytes, at, live, RAW) if RAW else lane  # asked for early: it is far away
+        i = t + lane
+        live = i < size
+        rest = raw_bits(raw, raw_bytes, begin, i, live, RAW) if RAW else lane  # asked for early: it is far away
         symbol, q, place = _look_up(slots, pairs, x & ((1 << BITS) - 1), PACKED)
         x = tl.where(live, q * (x >> BITS) + place, x)
         due = live & (x < 65536)
@@ -76,9 +76,9 @@ def _chunk(
         nth = escape + (counts >> 16) - 1
         value = _value(symbol, escapes, nth, escaped & (nth < escapes_left), base, WIDTH)
         if RAW:
-            tl.store(out + at, rotated(value, rest, RAW), mask=live)
+            tl.store(out + begin + i, rotated(value, rest, RAW), mask=live)
         else:
-            tl.store(out + at, value.to(out.dtype.element_ty), mask=live)
+            tl.store(out + begin + i, value.to(out.dtype.element_ty), mask=live)
         total = tl.sum(flags, 0)
         word += total & 0xFFFF
         escape += total >> 16
