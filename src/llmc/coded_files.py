@@ -99,7 +99,7 @@ class CodedTensors:
     def tensors(self, names: Iterable[str] | None = None, *, threads: int = 1) -> Iterator[tuple[str, torch.Tensor]]:
         """Names and tensors in the order of the files, the next one being read while one is decoded."""
         wanted = list(self.entries if names is None else names)
-        for name, stored in ahead(self._stored, wanted):
+        for name, stored in overlapped(self._stored, wanted):
             yield name, self.decode(name, stored, threads=threads)
 
     def _stored(self, name: str) -> torch.Tensor:
@@ -143,12 +143,12 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def ahead(prepare: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[tuple[Item, Result]]:
-    """Each item with what `prepare` makes of it, the next one being prepared meanwhile."""
+def overlapped(work: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[tuple[Item, Result]]:
+    """Each item with what `work` makes of it, in another thread while the next item comes and the last one goes."""
     with ThreadPoolExecutor(1) as pool:
         before = None
         for item in items:
-            coming = (item, pool.submit(prepare, item))
+            coming = (item, pool.submit(work, item))
             if before is not None:
                 yield before[0], before[1].result()
             before = coming

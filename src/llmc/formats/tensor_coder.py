@@ -19,7 +19,6 @@ from llmc.formats.coded_tensor import (
     BYTES,
     COLUMNS,
     CONSTANT,
-    GROUPS,
     INTEGERS,
     KINDS,
     NO_AXIS,
@@ -37,12 +36,14 @@ from llmc.formats.rans import Bytes, as_bytes
 MODES = ("balanced", "small")
 BITS = (12, 14)
 """Of probabilities, for narrow fields and for those of more than 8 bits."""
-CLASSES = (16, 8, 4, 2)
+CLASSES = 16
+"""Most groups of rows or columns: a power of two; half as many, and so on, are tried too."""
 WORTH = 1e-4
 """Share of the tensor's bytes that groups must save: they cost a pass over memory when decoding."""
 SAMPLE = 1 << 16
 NOISE = 7.5
 """Entropy of a byte below which it is coded in any mode; that of the sign and a mantissa of 7 bits is 7.9."""
+FEW = 1 << 18
 TABLE_BYTES = 160
 """About what a table and the head of its stream cost."""
 
@@ -135,7 +136,9 @@ def _numbers(tensor: torch.Tensor, plain: Head, mode: str, threads: int) -> Code
     values = tensor if held is None else tensor.to(held)
     name = str(values.dtype).removeprefix("torch.")
     plain = replace(plain, kind=PLANES, held=name)
-    tried = [_planes(values, replace(plain, split=planes.BALANCED[name]), threads)]
+    tried = []
+    if mode == "balanced" or plain.n < FEW:  # larger tables do not always pay
+        tried.append(_planes(values, replace(plain, split=planes.BALANCED[name]), threads))
     if mode == "small":
         tried.append(_planes(values, replace(plain, split=planes.SMALL[name]), threads, grouped=True))
     return min(tried, key=lambda coded: coded.nbytes)
@@ -217,20 +220,22 @@ def _best_groups(values: torch.Tensor, how: Split, head: Head) -> tuple[int, Byt
     together = entropy(rans.histogram(field.reshape(-1))) * head.n / 8
     best: tuple[float, int, Bytes | None] = (max(WORTH * head.n * how.bytes, 1), NO_AXIS, None)
     for axis in (ROWS, COLUMNS):
-        for group_of in _classes(field, axis):
-            context = np.repeat(group_of, columns) if axis == ROWS else np.tile(group_of, rows)
-            counts = rans.histogram(field.reshape(-1), context)
-            apart = sum(entropy(row) * float(row.sum()) for row in counts if row.any()) / 8
-            cost = (int(group_of.max()) + 1) * TABLE_BYTES + group_of.size
-            best = max(best, (together - apart - cost, axis, group_of), key=lambda entry: entry[0])
+        finest = _classes(field, axis)
+        context = np.repeat(finest, columns) if axis == ROWS else np.tile(finest, rows)
+        counts = rans.histogram(field.reshape(-1), context)[:CLASSES]
+        for shift in range(4):  # two classes become one, and so on
+            apart = sum(entropy(row) * float(row.sum()) for row in counts) / 8
+            cost = len(counts) * TABLE_BYTES + finest.size / 4
+            best = max(
+                best, (together - apart - cost, axis, (finest >> shift).astype(np.uint8)), key=lambda entry: entry[0]
+            )
+            counts = counts[::2] + counts[1::2]
     return best[1], best[2], int(best[0]) if best[2] is not None else 0
 
 
-def _classes(field: Bytes, axis: int) -> Iterator[Bytes]:
-    """Rows or columns in classes of equal size by their mean exponent, fewer and fewer."""
-    mean = field.mean(axis=1 if axis == ROWS else 0)
+def _classes(field: Bytes, axis: int) -> Bytes:
+    """Rows or columns in classes of equal size by their mean exponent."""
+    mean = field.mean(axis=1 if axis == ROWS else 0, dtype=np.float32)
     rank = np.empty(mean.size, np.int64)
     rank[np.argsort(mean, kind="stable")] = np.arange(mean.size)
-    for count in CLASSES:
-        if count <= min(GROUPS, mean.size):
-            yield (rank * count // mean.size).astype(np.uint8)
+    return (rank * CLASSES // mean.size).astype(np.uint8)
