@@ -92,6 +92,8 @@ class CodedTensors:
         with self._named(name):
             data = as_bytes(stored)
             head = coded_tensor.parse_head(data)
+            if head.nbytes > memory():
+                raise MemoryError(f"claims {head.nbytes} bytes, more than the {memory()} of this machine")
             if head.kind != SAME:
                 return coded_tensor.decode(data, threads=threads)
             return self._repeated(name, head, coded_tensor.same_as(data), threads)
@@ -136,6 +138,11 @@ class _Named:
             raise CheckpointError(f"tensor {self.name}: {error.message}", where=where, fix=error.fix) from error
         if isinstance(error, MemoryError):
             raise MemoryLimitError(f"tensor {self.name}: {error}", where=where) from error
+
+
+def memory() -> int:
+    """Bytes of RAM that the machine has."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def cores() -> int:

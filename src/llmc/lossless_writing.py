@@ -141,10 +141,10 @@ class GrowingFolder(Folder):
         for row in report:
             self.files.slots[row["name"]] = _slot(row)
 
-    def follows(self, report: list[dict[str, Any]]) -> bool:
-        """Take a finished unit as the next one, if it lies where the next one has to."""
+    def follows(self, report: list[dict[str, Any]], entries: list[TensorEntry]) -> bool:
+        """Take a finished unit as the next one, if it holds these tensors and lies where the next one has to."""
         slots = [_slot(row) for row in report]
-        if not slots or slots[0].start != self.end[slots[0].file]:
+        if [row["name"] for row in report] != [e.name for e in entries] or slots[0].start != self.end[slots[0].file]:
             return False
         self.end[slots[-1].file] = slots[-1].stop
         return True
@@ -200,7 +200,7 @@ class Run:
             units = [(f"{file.path.name} {number}", entries) for number, entries in enumerate(_units(file))]
             for (unit, entries), tensors in overlapped(self._read, units):
                 before = self.artifact.done.get(unit)
-                if before is None or not self.place.follows(before.report):
+                if before is None or not self.place.follows(before.report, entries):
                     before = self._code(unit, entries, tensors, first)
                 for row in before.report:
                     first.setdefault(_key(row), row["name"])
