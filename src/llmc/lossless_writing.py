@@ -36,7 +36,7 @@ from llmc.structure import Progress, silent
 UNIT = 32 << 20  # source bytes between two entries of the journal
 FORMAT = "llmc lossless 1"
 HEADER_LIMIT = 8 << 20  # of an original header, compressed
-OVERHEAD = 1 << 17  # more than the head of a tensor that was not made smaller, or the name of its twin
+OVERHEAD = 64  # more than the head of a tensor that was not made smaller, its shape left out
 LEAST_SHARE = 0.5  # of the source that the output takes for sure: what the disk must have free
 
 
@@ -122,7 +122,11 @@ class GrowingFolder(Folder):
         self.end: dict[str, int] = {}
         for file in files:
             name = coded_name(file.path.name)
-            most = [(e.name, torch.uint8, (e.nbytes + OVERHEAD,)) for e in file.entries.values()]
+            longest = max((len(n.encode()) for f in files for n in f.entries), default=0)  # a twin's name is its part
+            most = [
+                (e.name, torch.uint8, (max(e.nbytes, longest) + OVERHEAD + 10 * len(e.shape),))
+                for e in file.entries.values()
+            ]
             self.end[name] = len(write_header(most, self.metadata[name])[0])
             self.files.sizes[name] = int(LEAST_SHARE * file.size)
 
