@@ -293,6 +293,8 @@ def test_an_unknown_mode_is_refused(model: Path, tmp_path: Path, wrong: str) -> 
 def test_a_coded_folder_is_refused_by_name(coded: Path, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"model.llmc.safetensors is coded already; see llmc decompress"):
         llmc.lossless(coded, tmp_path / "out")
+    with pytest.raises(InputError, match=r"its tensors are coded without loss; llmc decompress gives them back"):
+        llmc.export(coded, tmp_path / "out", format="dense")
     with pytest.raises(InputError, match=r"the checkpoint is coded already \(llmc\); turn it into plain weights with"):
         llmc.quantize(str(coded), tmp_path / "out")
 
