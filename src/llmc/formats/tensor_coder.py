@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,9 @@ from llmc.formats.coded_tensor import (
     CONSTANT,
     INTEGERS,
     KINDS,
+    MOST_PIECES,
     NO_AXIS,
+    PIECES,
     PLANES,
     RAW,
     ROWS,
@@ -43,6 +46,10 @@ WORTH = 1e-4
 SAMPLE = 1 << 16
 NOISE = 7.5
 """Entropy of a byte below which it is coded in any mode; that of the sign and a mantissa of 7 bits is 7.9."""
+BLOCK = 1 << 12
+"""Elements that are looked at together for being constant, or narrower numbers."""
+RUN = 8
+"""Fewest such blocks, of one kind and in a row, that are coded by themselves."""
 FEW = 1 << 18
 TABLE_BYTES = 160
 """About what a table and the head of its stream cost."""
@@ -97,12 +104,53 @@ def encode(tensor: torch.Tensor, mode: str = "balanced", *, threads: int = 1) ->
         return raw
     if _constant(data, SIZES[dtype]):
         return _coded(replace(plain, kind=CONSTANT), [data[: SIZES[dtype]]])
+    pieces = _pieces(tensor)
+    if len(pieces) > 1:
+        return _in_pieces(tensor.reshape(-1), pieces, plain, mode, threads)
     tried = [raw]
     if dtype in planes.BALANCED:
         tried.append(_numbers(tensor, plain, mode, threads))
     if dtype not in planes.BALANCED or _low_bytes_say_something(data, SIZES[dtype]):
         tried.append(_integers(data, plain, threads))
     return min(tried, key=lambda coded: coded.nbytes)
+
+
+def _in_pieces(flat: torch.Tensor, pieces: list[tuple[int, int]], plain: Head, mode: str, threads: int) -> Coded:
+    coded = [encode(flat[a:b], mode, threads=threads) for a, b in pieces]
+    limits = [(own.limit_bits or 8 * own.nbytes / own.head.n) * own.head.n for own in coded]
+    parts = [np.concatenate(own.pieces) for own in coded]
+    head = replace(plain, kind=PIECES, pieces=len(parts))
+    return _coded(head, parts, limit_bits=sum(limits) / plain.n)
+
+
+def _pieces(tensor: torch.Tensor) -> list[tuple[int, int]]:
+    """Where a tensor begins and ends to be constant, or to hold narrower numbers: rows that were never trained."""
+    n, size = tensor.numel() // BLOCK, BLOCK
+    if n < 2 * RUN or tensor.dtype not in (torch.bfloat16, torch.float16, torch.float32):
+        return [(0, tensor.numel())]
+    blocks = tensor.reshape(-1)[: n * size].view(INTEGERS[tensor.dtype.itemsize]).view(n, size)
+    first = blocks[:, 0].long()
+    kind = torch.where((blocks == blocks[:, :1]).all(1), first + 4, 0)  # one number for each constant
+    if tensor.dtype == torch.float32:
+        kind = torch.where((kind == 0) & ((blocks & 0xFFFF) == 0).all(1), 1, kind)
+        values = blocks.view(torch.float32)
+        half = values.half()
+        exact = (half.float().view(torch.int32) == blocks).all(1) & ~half.isnan().any(1)
+        kind = torch.where((kind == 0) & exact, 2, kind)
+    return _runs(kind, tensor.numel())
+
+
+def _runs(kind: torch.Tensor, n: int) -> list[tuple[int, int]]:
+    """Ranges of elements: long runs of blocks of one kind, and what lies between them."""
+    edges = [0, *(torch.nonzero(kind[1:] != kind[:-1]).view(-1) + 1).tolist(), len(kind)]
+    starts = []
+    for a, b in pairwise(edges):
+        if b - a >= RUN and kind[a] != 0:
+            starts += [a, b]
+    inner = sorted({start * BLOCK for start in starts} - {0, n})
+    if len(inner) >= MOST_PIECES:
+        return [(0, n)]
+    return list(pairwise([0, *inner, n]))
 
 
 def repeat(tensor: torch.Tensor, name: str) -> Coded:
