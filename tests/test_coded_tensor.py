@@ -153,20 +153,20 @@ def test_float64_is_coded_by_bytes() -> None:
 @pytest.mark.parametrize("rest", [0, 5])
 def test_rows_that_were_never_trained_are_coded_apart(rest: int) -> None:
     """Padding of a vocabulary, and rows that are still what a narrower dtype made them."""
-    values = weights(300, 400, dtype=torch.float32).reshape(-1)
+    values = weights(400, 400, dtype=torch.float32).reshape(-1)
     values[40_000:80_000] = values[40_000:80_000].half().float()
     values[90_000:] = 0.25
     coded = check(values[: values.numel() - rest])
-    assert coded.head.kind == PIECES and coded.head.pieces in (4, 5)
+    assert coded.head.kind == PIECES and coded.head.pieces == 5  # the last: what fills no block
     apart = sum(check(values[a:b]).nbytes for a, b in ((0, 40_960), (40_960, 77_824), (77_824, 90_112)))
     assert coded.nbytes < apart + 1000
-    assert coded.nbytes < 0.75 * encode(values + weights(120_000, dtype=torch.float32, seed=3) * 1e-6).nbytes
+    assert coded.nbytes < 0.75 * encode(values + weights(160_000, dtype=torch.float32, seed=3) * 1e-6).nbytes
 
 
 def test_many_short_runs_are_not_pieces() -> None:
     values = weights(1000, 4096, dtype=torch.bfloat16)
     values[::2] = 0
-    assert check_fast(values, "balanced").head.kind == PLANES
+    assert check_fast(values, "balanced").head.kind != PIECES
 
 
 def test_pieces_must_make_the_whole() -> None:
