@@ -46,33 +46,34 @@ inline __mmask16 place(const SearchTables& t, __m512i slot, __m512i& at) {
     return above;
 }
 
-// The symbols of sixteen lanes; advances `x`.
-template <LookUp How>
+// The symbols of sixteen lanes, at the bits from `Shift` on; advances `x`.
+template <LookUp How, unsigned Shift>
 inline __attribute__((always_inline)) __m512i look_up(const DecodeTables& t, __m512i& x, __m512i base, __m512i slot,
                                                       __m128i bits) {
-    const __m512i index = _mm512_add_epi32(base, slot), high = _mm512_srl_epi32(x, bits);
+    const __m512i high = _mm512_srl_epi32(x, bits);
+    if constexpr (halvings(How) > 0) {
+        constexpr unsigned N = halvings(How);
+        __m512i at;
+        const __mmask16 last = place<N>(t.search, slot, at);
+        const __m512i q = entry_of<N>(t.search.q.data(), at, last);
+        const __m512i offset = _mm512_sub_epi32(slot, entry_of<N>(t.search.start.data(), at, last));
+        x = _mm512_add_epi32(_mm512_mullo_epi32(q, high), offset);
+        return entry_of<N>(t.search.symbols[Shift / 8].data(), at, last);
+    }
+    const __m512i index = _mm512_add_epi32(base, slot), twelve = _mm512_set1_epi32(0xFFF);
     if constexpr (How == LookUp::kPacked) {
-        const __m512i entry = gather(t.lut.data(), index), twelve = _mm512_set1_epi32(0xFFF);
+        const __m512i entry = gather(t.lut.data(), index);
         const __m512i q1 = _mm512_and_si512(_mm512_srli_epi32(entry, 12), twelve);
         const __m512i offset = _mm512_add_epi32(high, _mm512_and_si512(entry, twelve));
         x = _mm512_add_epi32(_mm512_mullo_epi32(q1, high), offset);
-        return _mm512_srli_epi32(entry, 24);
+        return _mm512_slli_epi32(_mm512_srli_epi32(entry, 24), Shift);
     }
-    __m512i pair, symbol;
-    if constexpr (How == LookUp::kTwice) {
-        symbol = _mm512_and_si512(_mm512_i32gather_epi32(index, t.symbols.data(), 1), _mm512_set1_epi32(0xFF));
-        const __m512i row = _mm512_slli_epi32(_mm512_srl_epi32(base, bits), 8);
-        pair = gather(t.pairs.data(), _mm512_add_epi32(row, symbol));
-    } else {
-        __m512i at;
-        constexpr unsigned N = halvings(How);
-        const __mmask16 last = place<N>(t.search, slot, at);
-        pair = entry_of<N>(t.search.pairs.data(), at, last);
-        symbol = entry_of<N>(t.search.symbols.data(), at, last);
-    }
+    const __m512i symbol = _mm512_and_si512(_mm512_i32gather_epi32(index, t.symbols.data(), 1), _mm512_set1_epi32(0xFF));
+    const __m512i row = _mm512_slli_epi32(_mm512_srl_epi32(base, bits), 8);
+    const __m512i pair = gather(t.pairs.data(), _mm512_add_epi32(row, symbol));
     const __m512i q = _mm512_and_si512(pair, _mm512_set1_epi32(0xFFFF));
     x = _mm512_add_epi32(_mm512_mullo_epi32(q, high), _mm512_sub_epi32(slot, _mm512_srli_epi32(pair, 16)));
-    return symbol;
+    return _mm512_slli_epi32(symbol, Shift);
 }
 
 // Gives the lanes of `x` below the interval their words.
@@ -83,11 +84,10 @@ inline const std::uint8_t* refill(__m512i& x, const std::uint8_t* words) {
     return words + 2 * static_cast<std::size_t>(_mm_popcnt_u32(due));
 }
 
-// Bytes from four registers of 32-bit lanes, in the order of the lanes.
+// Bytes from four registers of 32-bit lanes, in the order of the lanes; register v has its symbols at bits 8 v.
 inline __m512i bytes_of(const __m512i* symbol) {
-    const __m512i all = _mm512_or_si512(
-        _mm512_or_si512(symbol[0], _mm512_slli_epi32(symbol[1], 8)),
-        _mm512_or_si512(_mm512_slli_epi32(symbol[2], 16), _mm512_slli_epi32(symbol[3], 24)));
+    const __m512i three = _mm512_ternarylogic_epi32(symbol[0], symbol[1], symbol[2], 0xFE);
+    const __m512i all = _mm512_or_si512(three, symbol[3]);
     const __m512i within =
         _mm512_broadcast_i32x4(_mm_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15));
     const __m512i across = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);

@@ -26,12 +26,11 @@ void fill_table(DecodeTables& t, const Model& model, std::size_t index) {
 }
 
 void fill_search(SearchTables& t, const Frequencies& table, unsigned bits) {
-    std::vector<std::uint32_t> starts, pairs, symbols;
+    std::vector<std::uint32_t> starts, symbols;
     std::uint32_t start = 0;
     for (std::uint32_t symbol = 0; symbol < 256; ++symbol) {
         if (table[symbol] == 0) continue;
         starts.push_back(start);
-        pairs.push_back(table[symbol] | start << 16);
         symbols.push_back(symbol);
         start += table[symbol];
     }
@@ -50,8 +49,9 @@ void fill_search(SearchTables& t, const Frequencies& table, unsigned bits) {
         }
     for (std::size_t at = 0; at < std::size_t{1} << levels; ++at) {
         const std::size_t i = std::min(index(at), starts.size() - 1);
-        t.pairs[at] = pairs[i];
-        t.symbols[at] = symbols[i];
+        t.q[at] = table[symbols[i]];
+        t.start[at] = starts[i];
+        for (unsigned k = 0; k < 4; ++k) t.symbols[k][at] = symbols[i] << 8 * k;
     }
 }
 

@@ -24,8 +24,8 @@ constexpr std::size_t kHalvings = 6;
 struct SearchTables {
     unsigned halvings = 0;  // 0: the table has too many symbols, or there are several
     alignas(64) std::array<std::array<std::uint32_t, 32>, kHalvings> starts{};
-    alignas(64) std::array<std::uint32_t, kSearch> pairs{};  // q | start << 16
-    alignas(64) std::array<std::uint32_t, kSearch> symbols{};
+    alignas(64) std::array<std::uint32_t, kSearch> q{}, start{};
+    alignas(64) std::array<std::array<std::uint32_t, kSearch>, 4> symbols{};  // at bits 0, 8, 16, 24
 };
 
 struct DecodeTables {
