@@ -8,12 +8,14 @@
 namespace llmc {
 namespace {
 
-// How a symbol is found. kSearch with 4, 5 or 6 halvings reads no memory, whatever gathers cost here.
-enum class LookUp : std::uint8_t { kPacked, kTwice, kSearch4, kSearch5, kSearch6 };
+// How a symbol is found. Searching reads no memory, whatever gathers cost here.
+enum class LookUp : std::uint8_t { kPacked, kTwice, kHalve4, kHalve5, kHalve6, kClimb2, kClimb3 };
 
 constexpr unsigned halvings(LookUp how) {
-    return how == LookUp::kSearch4 ? 4 : how == LookUp::kSearch5 ? 5 : how == LookUp::kSearch6 ? 6 : 0;
+    return how == LookUp::kHalve4 ? 4 : how == LookUp::kHalve5 ? 5 : how == LookUp::kHalve6 ? 6 : 0;
 }
+
+constexpr unsigned climbs(LookUp how) { return how == LookUp::kClimb2 ? 2 : how == LookUp::kClimb3 ? 3 : 0; }
 
 inline __m512i gather(const std::uint32_t* table, __m512i index) { return _mm512_i32gather_epi32(index, table, 4); }
 
@@ -46,15 +48,32 @@ inline __mmask16 place(const SearchTables& t, __m512i slot, __m512i& at) {
     return above;
 }
 
+// The same by steps up from the first place of a bucket.
+template <unsigned Steps>
+inline __m512i climb(const SearchTables& t, __m512i slot) {
+    const __m512i bucket = _mm512_srli_epi32(_mm512_castps_si512(_mm512_cvtepi32_ps(slot)), 22);
+    __m512i at = entry_of<5>(t.buckets.data(), bucket, 0);
+#pragma GCC unroll 8
+    for (unsigned level = Steps; level-- > 0;) {
+        const __mmask16 above = _mm512_cmpge_epu32_mask(slot, entry_of<5>(t.starts[level].data(), at, 0));
+        at = _mm512_mask_add_epi32(at, above, at, _mm512_set1_epi32(1 << level));
+    }
+    return at;
+}
+
 // The symbols of sixteen lanes, at the bits from `Shift` on; advances `x`.
 template <LookUp How, unsigned Shift>
 inline __attribute__((always_inline)) __m512i look_up(const DecodeTables& t, __m512i& x, __m512i base, __m512i slot,
                                                       __m128i bits) {
     const __m512i high = _mm512_srl_epi32(x, bits);
-    if constexpr (halvings(How) > 0) {
-        constexpr unsigned N = halvings(How);
+    if constexpr (halvings(How) + climbs(How) > 0) {
+        constexpr unsigned N = climbs(How) > 0 ? 5 : halvings(How);
         __m512i at;
-        const __mmask16 last = place<N>(t.search, slot, at);
+        __mmask16 last = 0;
+        if constexpr (climbs(How) > 0)
+            at = climb<climbs(How)>(t.search, slot);
+        else
+            last = place<N>(t.search, slot, at);
         const __m512i q = entry_of<N>(t.search.q.data(), at, last);
         const __m512i offset = _mm512_sub_epi32(slot, entry_of<N>(t.search.start.data(), at, last));
         x = _mm512_add_epi32(_mm512_mullo_epi32(q, high), offset);

@@ -102,10 +102,16 @@ Steps avx512_steps(const DecodeTables& t, std::size_t lanes) {
 }
 
 Steps avx512_search_steps(const DecodeTables& t, std::size_t lanes) {
-    if (lanes < 16 || t.search.halvings == 0) return nullptr;
-    if (t.search.halvings == 4) return by_lanes<Selector::kOne, LookUp::kSearch4>(lanes);
-    if (t.search.halvings == 5) return by_lanes<Selector::kOne, LookUp::kSearch5>(lanes);
-    return by_lanes<Selector::kOne, LookUp::kSearch6>(lanes);
+    if (lanes < 16) return nullptr;
+    switch (t.search.how) {
+        case Search::kClimb2: return by_lanes<Selector::kOne, LookUp::kClimb2>(lanes);
+        case Search::kClimb3: return by_lanes<Selector::kOne, LookUp::kClimb3>(lanes);
+        case Search::kHalve4: return by_lanes<Selector::kOne, LookUp::kHalve4>(lanes);
+        case Search::kHalve5: return by_lanes<Selector::kOne, LookUp::kHalve5>(lanes);
+        case Search::kHalve6: return by_lanes<Selector::kOne, LookUp::kHalve6>(lanes);
+        case Search::kNone: break;
+    }
+    return nullptr;
 }
 
 }  // namespace llmc

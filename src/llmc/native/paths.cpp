@@ -103,14 +103,14 @@ std::vector<std::string> path_names() {
 
 #ifdef LLMC_X86
 Steps steps_for(Path path, const DecodeTables& tables, std::size_t lanes) {
-    if (path == Path::kAuto) path = fastest(tables.search.halvings != 0);
+    if (path == Path::kAuto) path = fastest(tables.search.how != Search::kNone);
     for (auto rank = static_cast<unsigned>(path); rank > static_cast<unsigned>(Path::kScalar); --rank)
         if (const Steps steps = exactly(static_cast<Path>(rank), tables, lanes)) return steps;
     return scalar_steps(tables);
 }
 
 MergeSteps merge_steps_for(Path path, const DecodeTables& tables, std::size_t lanes, unsigned raw_bits, bool past_caches) {
-    if (path == Path::kAuto) path = fastest(tables.search.halvings != 0);
+    if (path == Path::kAuto) path = fastest(tables.search.how != Search::kNone);
     if (path < Path::kAvx512 || lanes != kMergeLanes || tables.selector != Selector::kOne) return nullptr;
     return avx512_merge_steps(tables, path == Path::kAvx512Search, raw_bits, past_caches);
 }

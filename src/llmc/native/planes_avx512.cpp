@@ -110,16 +110,20 @@ MergeSteps by_store(bool past_caches) {
 template <LookUp How>
 MergeSteps by_bits(unsigned raw_bits, bool past_caches) {
     if (raw_bits == 8) return by_store<How, 8>(past_caches);
-    if (raw_bits == 7) return by_store<How, 7>(past_caches);
     return raw_bits == 6 ? by_store<How, 6>(past_caches) : nullptr;
 }
 
 }  // namespace
 
 MergeSteps avx512_merge_steps(const DecodeTables& t, bool search, unsigned raw_bits, bool past_caches) {
-    if (search && t.search.halvings == 5) return by_bits<LookUp::kSearch5>(raw_bits, past_caches);
-    if (search && t.search.halvings == 6) return by_bits<LookUp::kSearch6>(raw_bits, past_caches);
-    if (search && t.search.halvings == 4) return by_bits<LookUp::kSearch4>(raw_bits, past_caches);
+    switch (search ? t.search.how : Search::kNone) {
+        case Search::kClimb2: return by_bits<LookUp::kClimb2>(raw_bits, past_caches);
+        case Search::kClimb3: return by_bits<LookUp::kClimb3>(raw_bits, past_caches);
+        case Search::kHalve4: return by_bits<LookUp::kHalve4>(raw_bits, past_caches);
+        case Search::kHalve5: return by_bits<LookUp::kHalve5>(raw_bits, past_caches);
+        case Search::kHalve6: return by_bits<LookUp::kHalve6>(raw_bits, past_caches);
+        case Search::kNone: break;
+    }
     return t.packed ? by_bits<LookUp::kPacked>(raw_bits, past_caches) : nullptr;
 }
 
