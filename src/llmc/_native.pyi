@@ -54,12 +54,13 @@ def encode_numbers(
     sign_after: int,
     coded: int,
     numbers: NDArray[uint8],
+    raw: NDArray[uint8],
     bits: int,
     lanes_log2: int,
     chunk: int,
     threads: int,
     path: str,
-) -> tuple[NDArray[uint8], NDArray[uint8]]: ...
+) -> NDArray[uint8]: ...
 def decode_numbers(
     bytes: int,
     sign_after: int,

@@ -111,11 +111,14 @@ def encode(
         InputError: an option is out of range, or the split does not fit numbers of that size.
     """
     data = as_bytes(numbers)
-    options = rans.stream_options(data.size // max(1, how.bytes), probability_bits, lanes, chunk_symbols)
+    n = data.size // max(1, how.bytes)
+    options = rans.stream_options(n, probability_bits, lanes, chunk_symbols)
+    raw = np.empty(max(how.raw_bytes(n), 0), np.uint8)
     with refusals("planes"):
-        return _native.encode_numbers(
-            how.bytes, how.sign_after, how.coded, data, **options, threads=threads, path=path
+        stream = _native.encode_numbers(
+            how.bytes, how.sign_after, how.coded, data, raw, **options, threads=threads, path=path
         )
+    return stream, raw
 
 
 def decode(

@@ -53,8 +53,9 @@ template <unsigned Steps>
 inline __m512i climb(const SearchTables& t, __m512i slot) {
     const __m512i bucket = _mm512_srli_epi32(_mm512_castps_si512(_mm512_cvtepi32_ps(slot)), 22);
     __m512i at = entry_of<5>(t.buckets.data(), bucket, 0);
-#pragma GCC unroll 8
-    for (unsigned level = Steps; level-- > 0;) {
+#pragma GCC unroll 4
+    for (unsigned step = 1; step <= Steps; ++step) {
+        const unsigned level = Steps - step;
         const __mmask16 above = _mm512_cmpge_epu32_mask(slot, entry_of<5>(t.starts[level].data(), at, 0));
         at = _mm512_mask_add_epi32(at, above, at, _mm512_set1_epi32(1 << level));
     }
