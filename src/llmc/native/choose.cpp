@@ -139,10 +139,9 @@ void Replacement::apply(const std::uint8_t* in, std::size_t n, std::uint8_t* out
         std::uint8_t top = 0, bottom = 255;
         for (std::size_t i = at; i < end; ++i) top = std::max(top, in[i]);
         for (std::size_t i = at; i < end; ++i) bottom = std::min(bottom, in[i]);
-        if (bottom >= low && top < high)
-            std::memcpy(out + at, in + at, end - at);
-        else
-            for (std::size_t i = at; i < end; ++i) out[i] = map[in[i]];
+        const bool all_stay = bottom >= low && top < high;
+        if (all_stay && in != out) std::memcpy(out + at, in + at, end - at);
+        for (std::size_t i = at; !all_stay && i < end; ++i) out[i] = map[in[i]];
     }
 }
 

@@ -16,7 +16,7 @@ struct Replacement {
     std::array<std::uint8_t, 256> map{};
     unsigned low = 0, high = 256;  // what lies between stays as it is
 
-    // Symbols with the rare ones replaced. Most parts hold none and are copied.
+    // Symbols with the rare ones replaced, in place too. Most parts hold none and are copied.
     void apply(const std::uint8_t* in, std::size_t n, std::uint8_t* out) const;
 };
 
