@@ -68,6 +68,12 @@ inline std::uint64_t sum64(std::uint64_t crc, const std::uint8_t* symbols) {
     return crc;
 }
 
+// Asks for what will be read soon: the processor does not foresee reads beyond a page.
+inline void fetch_ahead(const std::uint8_t* from) {
+    constexpr std::uintptr_t kAhead = 512;
+    _mm_prefetch(reinterpret_cast<const char*>(reinterpret_cast<std::uintptr_t>(from) + kAhead), _MM_HINT_T0);
+}
+
 template <LookUp How, unsigned Bits, bool Past>
 std::size_t run(const DecodeTables& t, Lanes& lanes, const Merge16& to, std::size_t steps) {
     const __m128i bits = _mm_cvtsi32_si128(static_cast<int>(t.bits));
@@ -90,7 +96,9 @@ std::size_t run(const DecodeTables& t, Lanes& lanes, const Merge16& to, std::siz
         for (std::size_t v = 0; v < 4; ++v) words = refill(x[v], words);
         const __m512i all = bytes_of(symbol);
         _mm512_storeu_si512(to.symbols + 64 * done, all);
-        _store_mask64(reinterpret_cast<__mmask64*>(to.escapes + done), _mm512_mask_cmpge_epu8_mask(escapes, all, first_escape));
+        to.escapes[done] = _cvtmask64_u64(_mm512_mask_cmpge_epu8_mask(escapes, all, first_escape));
+        fetch_ahead(words);
+        fetch_ahead(to.raw + 8 * Bits * done);
         merge64<Bits, Past>(all, base, to.raw + 8 * Bits * done, to.numbers + 128 * done);
         crc = sum64(crc, to.symbols + 64 * done);
     }
