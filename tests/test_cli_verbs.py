@@ -34,7 +34,9 @@ class Library:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.calls: list[tuple[str, tuple[Any, ...], dict[str, Any]]] = []
         self.result: Any = Result()
-        for name in ("quantize", "plan", "run", "inspect", "verify", "export", "push", "evaluate"):
+        for name in (
+            *("quantize", "plan", "run", "inspect", "verify", "export", "push", "evaluate", "lossless", "decompress"),
+        ):
             monkeypatch.setitem(vars(llmc), name, self.function(name))
         monkeypatch.setitem(vars(llmc), "recipe_names", lambda: ["nf4", "quickstart"])
 

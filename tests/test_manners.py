@@ -23,8 +23,10 @@ LAYERS = tuple(
         "calibration formats",
         "compressors",
         "recipe recipe_yaml schema gates",
-        "checkpoint skeleton packed decoding activations artifact encoding layout manifest sidecar card runtime",
-        "planning walk eval hub inspection verification exporting",
+        "coded_files checkpoint skeleton packed decoding activations artifact encoding layout manifest sidecar card hf "
+        "runtime",
+        "planning walk eval hub loading lossless_folder lossless_writing lossless_verification decompressing "
+        "inspection verification exporting",
         "pipeline execution finishing",
         "cli __main__",
     )

@@ -12,9 +12,13 @@ from llmc.errors import LlmcError as LlmcError
 
 if TYPE_CHECKING:
     from llmc.checkpoint import Checkpoint as Checkpoint
+    from llmc.decompressing import decompress as decompress
     from llmc.eval import evaluate as evaluate
     from llmc.exporting import export as export
     from llmc.inspection import inspect as inspect
+    from llmc.loading import load as load
+    from llmc.loading import read_tensors as read_tensors
+    from llmc.lossless_writing import lossless as lossless
     from llmc.pipeline import plan as plan
     from llmc.pipeline import push as push
     from llmc.pipeline import quantize as quantize
@@ -27,13 +31,17 @@ __version__ = "0.1.0"
 
 _PUBLIC = {
     "Checkpoint": "llmc.checkpoint",
+    "decompress": "llmc.decompressing",
     "evaluate": "llmc.eval",
     "export": "llmc.exporting",
     "inspect": "llmc.inspection",
+    "load": "llmc.loading",
+    "lossless": "llmc.lossless_writing",
     "method_table": "llmc.recipe",
     "plan": "llmc.pipeline",
     "push": "llmc.pipeline",
     "quantize": "llmc.pipeline",
+    "read_tensors": "llmc.loading",
     "recipe_names": "llmc.recipe",
     "run": "llmc.pipeline",
     "verify": "llmc.verification",

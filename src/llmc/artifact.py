@@ -13,7 +13,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -94,6 +94,9 @@ class Folder:
             else torch.empty(slot.shape, dtype=slot.dtype)
         )
 
+    def recall(self, report: list[dict[str, Any]]) -> None:
+        """Take in what the journal says of a finished unit. Places are known from the start here."""
+
     def close(self) -> None:
         """Flush the weight files to disk and close them."""
         for handle in self._open.values():
@@ -127,13 +130,20 @@ class Artifact:
         out: where the result will be.
         files: folder name -> weight files; the name is "" when OUT itself is the only folder.
         fingerprint: digest of everything the result depends on; a resume must agree with it.
+        folder: makes a Folder of its path and its weight files.
     """
 
-    def __init__(self, out: Path, files: dict[str, WeightFiles], fingerprint: dict[str, str]) -> None:
+    def __init__(
+        self,
+        out: Path,
+        files: dict[str, WeightFiles],
+        fingerprint: dict[str, str],
+        folder: Callable[[Path, WeightFiles], Folder] = Folder,
+    ) -> None:
         self.out = out
         self.partial = out.with_name(out.name + ".llmc-partial")
         self.fingerprint = fingerprint
-        self.folders = {name: Folder(self.partial / "model" / name, f) for name, f in files.items()}
+        self.folders = {name: folder(self.partial / "model" / name, f) for name, f in files.items()}
         self.done: dict[str, Unit] = {}
         self._lock: int | None = None
         self._others = False  # what lies there is an earlier run's
@@ -256,6 +266,7 @@ class Artifact:
         try:
             unit = Unit(line["unit"], line["tensors"], line["report"])
             for name, tensors in unit.tensors.items():
+                self.folders[name].recall(unit.report)
                 if any(self.folders[name].digest(tensor) != digest for tensor, digest in tensors.items()):
                     return None
         except (KeyError, AttributeError):  # JSON, but nothing that a run writes

@@ -80,6 +80,41 @@ The folder carries its decoder in `kernel/`, loadable by the `kernels` library. 
 """
 
 
+def lossless_card(name: str, base_model: str, result: dict[str, Any], model: bool) -> str:
+    """The text of README.md of a lossless folder; `model`: it is one that transformers loads."""
+    load = """import llmc.hf  # pip install llmc; registers the format
+from transformers import AutoModelForCausalLM
+model = AutoModelForCausalLM.from_pretrained("{name}")  # the original weights, bit for bit"""
+    plain = 'import llmc\ntensors = llmc.read_tensors("{name}")  # name -> the original tensor, bit for bit'
+    above = "" if result["excess"] is None else f"\n| above the entropy (large tensors) | {result['excess']:+.3%} |"
+    return f"""{_front_matter(base_model, "lossless")}
+
+# {name}
+
+{base_model} in fewer bytes, without loss: every tensor decodes to exactly the bits it had.
+
+| | |
+|---|---|
+| weight files | {result["weight_bytes"]:,} bytes |
+| original weight files | {result["original_bytes"]:,} bytes |
+| share | {result["ratio"]:.2%} |
+| bits per weight | {result["bits_per_weight"]:.3f} |{above}
+
+## Load
+
+```python
+{(load if model else plain).format(name=name)}
+```
+
+`llmc decompress` gives the plain safetensors files back, `llmc verify --against` compares them with the original.
+The folder carries its decoder in `kernel/`, loadable by the `kernels` library.
+
+## Limits
+
+{_bullets(result["notes"]) or "- none found while writing"}
+"""
+
+
 def _front_matter(base_model: str, container: str) -> str:
     """What the Hub reads: the relation to the base model, where it can have a Hub id."""
     lines = ["---", "library_name: transformers"]

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from llmc.coded_files import CodedTensors, cores, is_coded
 from llmc.errors import CheckpointError, UnsupportedError
 from llmc.manifest import read_manifest
 from llmc.packed import Packed, dense_entry, split
@@ -50,9 +51,10 @@ class Checkpoint:
         self.folder = folder
         self.config_dict = read_config(folder)
         refuse_unsafe(self.config_dict, folder, encoded)
-        entries = read_folder(folder)
+        self.coded = CodedTensors(folder) if encoded and is_coded(folder) else None
+        entries = self.coded.dense_entries() if self.coded else read_folder(folder)
         self.packed: dict[str, Packed] = {}
-        if encoded:
+        if encoded and self.coded is None:
             entries = self._unpack_entries(entries)
         self.entries = entries
         _check_sizes(self.config_dict, len(self.entries), folder)
@@ -96,6 +98,8 @@ class Checkpoint:
 
     def tensor(self, name: str) -> torch.Tensor:
         """The tensor `name` as stored, or as decoded."""
+        if self.coded is not None:
+            return self.coded.load(name, threads=cores())
         packed = self.packed.get(name)
         if packed is None:
             return load(self.entries[name])
@@ -133,13 +137,13 @@ class Checkpoint:
                 tensors[name] = (self.tensor(name) if other is None else other).to(device)
             for key, value in group.convert(tensors, self.model).items():
                 for path in self.skeleton.ties.get(key, (key,)):
-                    _assign(self.model, path, value.to(dtype) if value.is_floating_point() else value)
+                    assign(self.model, path, value.to(dtype) if value.is_floating_point() else value)
 
     def clear(self, keys: Iterable[str]) -> None:
         """Send parameters back to the meta device."""
         for key in keys:
             parameter = self.model.get_parameter(key)
-            _assign(self.model, key, torch.empty(parameter.shape, dtype=parameter.dtype, device="meta"))
+            assign(self.model, key, torch.empty(parameter.shape, dtype=parameter.dtype, device="meta"))
 
     def _owner(self, key: str) -> str:
         """The path under which a tied parameter is on disk."""
@@ -256,9 +260,11 @@ def refuse_unsafe(config: dict[str, Any], folder: Path, encoded: bool) -> None:
         found = config["quantization_config"]
         method = found.get("quant_method", "unknown") if isinstance(found, dict) else "unknown"
         raise UnsupportedError(
-            f"the checkpoint is quantized already ({method})",
+            f"the checkpoint is {'coded' if method == 'llmc' else 'quantized'} already ({method})",
             where=folder.name,
-            fix="start from the original weights, or turn it into plain ones with llmc export --format dense",
+            fix="turn it into plain weights with llmc decompress"
+            if method == "llmc"
+            else "start from the original weights, or turn it into plain ones with llmc export --format dense",
         )
 
 
@@ -304,7 +310,8 @@ def _transformers_config(folder: Path) -> Any:
         raise CheckpointError(f"config.json is not usable: {line[:300]}", where=folder.name) from error
 
 
-def _assign(model: nn.Module, key: str, value: torch.Tensor) -> None:
+def assign(model: nn.Module, key: str, value: torch.Tensor) -> None:
+    """Put `value` in the place of the parameter or buffer `key`."""
     path, _, name = key.rpartition(".")
     module = model.get_submodule(path)
     if name in module._parameters:

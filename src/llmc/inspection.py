@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from llmc.checkpoint import read_config
+from llmc.coded_files import CodedTensors, is_coded
 from llmc.hub import resolve_model
 from llmc.manifest import read_manifest
 from llmc.packed import describe, split
@@ -76,6 +77,8 @@ def inspect(folder: str | Path) -> Inspection:
     Raises CheckpointError when the folder cannot be read.
     """
     path = resolve_model(str(folder))
+    if is_coded(path):
+        return _inspect_coded(path)
     entries = read_folder(path)
     config = read_config(path)
     packed, plain = split(entries, config)
@@ -102,9 +105,36 @@ def inspect(folder: str | Path) -> Inspection:
         bits_per_weight=8 * sum(e.nbytes for e in entries.values()) / max(elements, 1),
         layers=tuple(sorted(layers, key=lambda layer: str(layer["name"]))),
         other_bytes=other,
-        manifest=None
-        if manifest is None
-        else {k: manifest.get(k) for k in ("base_model", "format", "llmc", "recipe", "sizes")},
+        manifest=_summary(manifest),
+    )
+
+
+def _summary(manifest: dict[str, Any] | None) -> dict[str, Any] | None:
+    if manifest is None:
+        return None
+    return {k: manifest.get(k) for k in ("base_model", "format", "llmc", "recipe", "sizes")}
+
+
+def _inspect_coded(path: Path) -> Inspection:
+    """A lossless folder: what each tensor was coded as."""
+    coded = CodedTensors(path)
+    layers, other, elements = [], 0, 0
+    for name, entry in coded.entries.items():
+        head = coded.head(name)
+        elements += head.n
+        if len(head.shape) < 2:
+            other += entry.nbytes
+            continue
+        stem = name.removesuffix(".weight")
+        layers.append(_layer(stem, head.described, list(head.shape), entry.nbytes, head.n, None))
+    return Inspection(
+        name=path.name,
+        container="llmc",
+        weight_bytes=sum(f.stat().st_size for f in {e.file for e in coded.entries.values()}),
+        bits_per_weight=8 * sum(e.nbytes for e in coded.entries.values()) / max(elements, 1),
+        layers=tuple(sorted(layers, key=lambda layer: str(layer["name"]))),
+        other_bytes=other,
+        manifest=_summary(read_manifest(path)),
     )
 
 

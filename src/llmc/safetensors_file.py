@@ -68,10 +68,11 @@ def read_file(path: Path) -> SafetensorsFile:
     return SafetensorsFile(path, entries, metadata, 8 + len(data), status.st_size, status.st_mtime_ns)
 
 
-def read_folder(folder: Path) -> dict[str, TensorEntry]:
+def read_folder(folder: Path, *, single: str = SINGLE, index: str = INDEX) -> dict[str, TensorEntry]:
     """All tensors of a model folder by name, shard after shard, or of the one .safetensors file that `folder` is.
 
-    Index and shards must agree exactly. Raises as `read_file` does.
+    `single`, `index`: what the one weight file, or the index of several, is called. Index and shards must agree
+    exactly. Raises as `read_file` does.
     """
     if not os.path.isdir(folder):
         if folder.name.endswith(_PICKLES) and os.path.isfile(folder):
@@ -79,17 +80,17 @@ def read_folder(folder: Path) -> dict[str, TensorEntry]:
         if os.path.exists(folder) and not folder.name.endswith(".safetensors"):
             raise CheckpointError("neither a model folder nor a .safetensors file", where=str(folder))
         return read_file(folder).entries
-    single, index = folder / SINGLE, folder / INDEX
-    if not os.path.lexists(index):
-        if not os.path.lexists(single):
+    listing = folder / index
+    if not os.path.lexists(listing):
+        if not os.path.lexists(folder / single):
             raise _weightless(folder)
-        return read_file(single).entries
-    listed = _read_index(index)
-    stray = next((shard for shard in listed.values() if shard != SINGLE), None)
-    if stray and os.path.lexists(single):
-        message = f"stands beside {SINGLE} but names {short(stray)}"
-        raise CheckpointError(message, where=str(index), fix="remove the one that does not belong to the model")
-    return _read_shards(folder, listed)
+        return read_file(folder / single).entries
+    listed = _read_index(listing)
+    stray = next((shard for shard in listed.values() if shard != single), None)
+    if stray and os.path.lexists(folder / single):
+        message = f"stands beside {single} but names {short(stray)}"
+        raise CheckpointError(message, where=str(listing), fix="remove the one that does not belong to the model")
+    return _read_shards(listing, listed)
 
 
 def load(entry: TensorEntry) -> torch.Tensor:
@@ -272,21 +273,21 @@ def _listed(document: Document, start: int, stop: int) -> dict[str, str]:
     return listed
 
 
-def _read_shards(folder: Path, listed: dict[str, str]) -> dict[str, TensorEntry]:
+def _read_shards(listing: Path, listed: dict[str, str]) -> dict[str, TensorEntry]:
     files: dict[str, SafetensorsFile] = {}
     wanted = {shard: name for name, shard in reversed(listed.items())}
     for shard in sorted(wanted):
-        if not os.path.lexists(folder / shard):
+        if not os.path.lexists(listing.parent / shard):
             message = f"tensor {short(wanted[shard])}: its shard {short(shard)} is missing"
-            raise CheckpointError(message, where=str(folder / INDEX), fix="finish the download")
-        files[shard] = read_file(folder / shard)
+            raise CheckpointError(message, where=str(listing), fix="finish the download")
+        files[shard] = read_file(listing.parent / shard)
     for shard, file in files.items():
         for name in file.entries:
             _check_owner(name, shard, listed.get(name), files)
     for name, shard in listed.items():
         if name not in files[shard].entries:
             message = f"tensor {short(name)}: not in its shard {short(shard)}"
-            raise CheckpointError(message, where=str(folder / INDEX), fix=_MISMATCH)
+            raise CheckpointError(message, where=str(listing), fix=_MISMATCH)
     return {name: entry for file in files.values() for name, entry in file.entries.items()}
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from llmc.formats.container import Container, Facts, Spec
 from llmc.formats.kernel_folder import kernel_files
-from llmc.manifest import dump_json
+from llmc.manifest import MANIFEST, SUMS, dump_json
 from llmc.safetensors_file import is_regular
 
 CARRIED = (
@@ -43,6 +43,19 @@ def carried_files(folder: Path) -> list[Path]:
     """The files of a model folder that belong in its compressed copy."""
     names = [p for p in sorted(folder.iterdir()) if p.name.isprintable() and is_regular(p)]
     return [p for p in names if _any(p.name, CARRIED) and not _any(p.name, NEVER)]
+
+
+def plain_files(folder: Path) -> list[Path]:
+    """All files of a folder that are neither weights, nor code, nor hidden, nor llmc's own record of it."""
+    own = (MANIFEST, SUMS)
+    weights = (*NEVER, "*.safetensors.index.json", "*.ckpt", "*.h5", "*.msgpack", "*.onnx", "*.npz")
+    names = [p for p in sorted(folder.iterdir()) if p.name.isprintable() and is_regular(p)]
+    index = "model.safetensors.index.json"
+    return [
+        p
+        for p in names
+        if (not _any(p.name, weights) or p.name == index) and p.name not in own and not p.name.startswith(".")
+    ]
 
 
 def sidecar_bytes(folder: Path, tensors: int) -> int:

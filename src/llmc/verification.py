@@ -15,17 +15,21 @@ from typing import Any
 
 import torch
 
+from llmc import lossless_verification
 from llmc.artifact import raw_bytes
 from llmc.checkpoint import Checkpoint, read_config
+from llmc.coded_files import is_coded
 from llmc.encoding import decibels
 from llmc.errors import InputError, LlmcError, VerifyError, printable
 from llmc.hub import resolve_model
+from llmc.loading import located
 from llmc.manifest import MANIFEST, SUMS, digest_file, dump_json, field_digests, malformed, salvaged
 from llmc.packed import find_packed
 from llmc.safetensors_file import TensorEntry, load, read_file, read_folder
 from llmc.structure import Progress, Table, silent
 
 TOLERANCE_DB = 1e-3
+DECODED = "matrices decoded by the reference kernel to the recorded values"
 
 
 @dataclass(frozen=True)
@@ -38,6 +42,7 @@ class Verification:
     decoded: int
     against: str | None
     problems: tuple[str, ...]
+    lossless: bool = False
 
     @property
     def ok(self) -> bool:
@@ -67,9 +72,10 @@ class Verification:
         if self.problems:
             return [Table(f"{self.name}: differs", ("problem",), tuple((p,) for p in self.problems))]
         rows = [("files as sealed", str(self.files)), ("tensors as recorded", str(self.tensors))]
-        rows.append(("matrices decoded by the reference kernel to the recorded values", str(self.decoded)))
+        how = "tensors decoded to the recorded bits" if self.lossless else DECODED
+        rows.append((how, str(self.decoded)))
         if self.against:
-            rows.append(("errors reproduced against", self.against))
+            rows.append(("same bits as" if self.lossless else "errors reproduced against", self.against))
         return [Table(f"{self.name}: verified", ("checked", "count"), tuple(rows))]
 
 
@@ -78,7 +84,8 @@ def verify(folder: str | Path, against: str | Path | None = None, *, progress: P
 
     Args:
         folder: the artifact.
-        against: the original model: the reported errors are measured again and the other tensors compared.
+        against: the original model: the reported errors are measured again and the other tensors compared; of a
+            lossless folder all tensors are compared.
 
     Raises:
         InputError: the folder is no artifact of llmc.
@@ -96,10 +103,12 @@ def verify(folder: str | Path, against: str | Path | None = None, *, progress: P
     if not problems:
         problems, tensors, decoded = _check_values(path, manifest, report)
     if not problems and against is not None:
-        problems = _check_against(path, resolve_model(str(against)), manifest)
+        check = lossless_verification.check_against if is_coded(path) else _check_against
+        problems = check(path, located(against), manifest)
     original = None if against is None else Path(against).name
     lines = tuple(dict.fromkeys(map(printable, problems)))
-    return Verification(path.name, len(manifest.get("files", {})), tensors, decoded, original, lines)
+    count = len(manifest.get("files", {}))
+    return Verification(path.name, count, tensors, decoded, original, lines, is_coded(path))
 
 
 def require_verified(folder: Path) -> None:
@@ -225,9 +234,16 @@ def _damaged_tensors(entries: dict[str, TensorEntry], recorded: dict[str, Any]) 
     for name in sorted(recorded.keys() | entries.keys()):
         if name not in entries or name not in recorded:
             out.append(f"header: tensor {name!r} is {'missing' if name in recorded else 'not recorded'}")
-        elif _digest(entries[name]) != recorded[name]["sha256"]:
+        elif not _as_recorded(entries[name], recorded[name]):
             out.append(f"tensor {name} differs")
     return out
+
+
+def _as_recorded(entry: TensorEntry, record: dict[str, Any]) -> bool:
+    """Whether a tensor has the stored bytes that the manifest says: a SHA-256, or a CRC-32C of a coded tensor."""
+    if "crc32c" in record:
+        return lossless_verification.crc_of(load(entry)) == record["crc32c"]
+    return _digest(entry) == record.get("sha256")
 
 
 def _digest(entry: TensorEntry) -> str:
@@ -239,6 +255,8 @@ def _check_values(path: Path, manifest: dict[str, Any], progress: Progress) -> t
 
     Returns the problems, and how many tensors and how many Targets were compared.
     """
+    if is_coded(path):
+        return lossless_verification.check_values(path, manifest, progress)
     try:
         entries = read_folder(path)
         packed = find_packed(entries, read_config(path))

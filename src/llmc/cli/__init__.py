@@ -15,7 +15,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from llmc.cli import eval, export, inspect, methods, plan, push, quantize, recipes, run, verify
+from llmc.cli import decompress, eval, export, inspect, lossless, methods, plan, push, quantize, recipes, run, verify
 from llmc.cli.failures import InternalError, exit_code, stoppable, understood
 from llmc.cli.options import Job, Json
 from llmc.cli.output import Output
@@ -24,6 +24,8 @@ VERBS: dict[str, Callable[..., None]] = {
     "plan": plan.plan,
     "quantize": quantize.quantize,
     "run": run.run,
+    "lossless": lossless.lossless,
+    "decompress": decompress.decompress,
     "eval": eval.evaluate,
     "inspect": inspect.inspect,
     "verify": verify.verify,

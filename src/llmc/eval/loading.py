@@ -18,6 +18,7 @@ from typing import Any
 import torch
 
 from llmc.checkpoint import read_config
+from llmc.coded_files import CodedTensors, is_coded
 from llmc.decoding import dense_model
 from llmc.errors import CheckpointError, InputError, UnsupportedError
 from llmc.eval.sizes import first_line, without_quantization
@@ -36,7 +37,8 @@ def open_model(folder: Path, *, dtype: torch.dtype = torch.float32, device: str 
         UnsupportedError: an encoding that no installed reader knows, or one that cannot be evaluated.
     """
     config = check_config(folder)
-    read_folder(folder)  # damaged files and an index that leaves the folder, which transformers would follow
+    # damaged files and an index that leaves the folder, which transformers would follow
+    CodedTensors(folder) if is_coded(folder) else read_folder(folder)
     with quiet():
         tokenizer = _open_tokenizer(folder)
         if config.get("quantization_config"):
@@ -133,6 +135,10 @@ def _open_quantized(folder: Path, settings: Mapping[str, Any], dtype: torch.dtyp
     method = settings.get("quant_method") or ("bitsandbytes" if settings.get("load_in_4bit") else None)
     if method == "compressed-tensors":
         return _plain(_open_compressed_tensors(folder, settings), folder, dtype)
+    if method == "llmc":
+        import llmc.hf  # noqa: F401  # registers it
+
+        return _from_pretrained(folder, dtype=dtype)
     if method == "bitsandbytes":
         model = _from_pretrained(folder, dtype="auto")
         return _plain(model.dequantize(model.dtype), folder, dtype)

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from llmc.coded_files import CodedTensors, is_coded
 from llmc.errors import CheckpointError
 from llmc.packed import find_packed
 from llmc.safetensors_file import TensorEntry, read_folder
@@ -42,7 +43,7 @@ class Sizes:
 
 def folder_sizes(folder: Path) -> Sizes:
     """Sizes of the model in `folder`. Raises CheckpointError where it holds no readable model."""
-    entries = read_folder(folder)
+    entries = CodedTensors(folder).entries if is_coded(folder) else read_folder(folder)
     return Sizes(
         weight_bytes=sum(file.stat().st_size for file in {entry.file for entry in entries.values()}),
         stored_bits=8 * sum(entry.nbytes for entry in entries.values()),

@@ -13,6 +13,11 @@ import re
 from collections.abc import Sequence
 from importlib.resources import files
 
+USAGE = """weight = kernel.{first}.dequantize(tensors, bits)
+
+`tensors` holds the stored tensors of one matrix, under their names on disk without the prefix of their module."""
+USAGES = {"coded_tensor": 'tensors = kernel.coded_tensor.read("model.llmc.safetensors")'}
+
 FOLDER = "kernel/build/torch-cpu/"
 VERSION = 1
 
@@ -22,9 +27,7 @@ _INIT = '''"""Reference decoders of the weights beside this folder, in plain tor
     from kernels import get_local_kernel
 
     kernel = get_local_kernel(Path("kernel"), backend="cpu")
-    weight = kernel.{first}.dequantize(tensors, bits)
-
-`tensors` holds the stored tensors of one matrix, under their names on disk without the prefix of their module.
+    {usage}
 """
 
 {imports}
@@ -42,7 +45,8 @@ def kernel_files(container_kernels: Sequence[str]) -> dict[str, bytes]:
     names = sorted(set(container_kernels))
     imports = "\n".join(f"from . import {name}" for name in names)
     listed = "[" + ", ".join(f'"{name}"' for name in names) + "]"
-    sources = {"__init__.py": _INIT.format(first=names[0], imports=imports, names=listed).encode()}
+    usage = USAGES.get(names[0], USAGE.format(first=names[0]))
+    sources = {"__init__.py": _INIT.format(usage=usage, imports=imports, names=listed).encode()}
     for name in names:
         _add(sources, name)
     sources["metadata.json"] = _metadata(sources)

@@ -13,8 +13,8 @@ constexpr std::uint64_t kTask = 1u << 18;  // numbers to a thread at a time; a m
 
 // Stores past the caches win where the numbers do not fit them anyway.
 bool streams_past_caches(const Split& split, const std::uint8_t* numbers, std::uint64_t n) {
-    constexpr std::uint64_t kLarge = 1u << 22;
 #ifdef LLMC_X86
+    constexpr std::uint64_t kLarge = 1u << 22;
     return cpu().avx2 && split.rotated16() && n >= kLarge && reinterpret_cast<std::uintptr_t>(numbers) % 64 == 0;
 #else
     static_cast<void>(split), static_cast<void>(numbers), static_cast<void>(n);

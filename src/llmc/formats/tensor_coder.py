@@ -1,0 +1,241 @@
+"""How a tensor is coded best: what `coded_tensor` decodes, chosen by measured bytes.
+
+`balanced` codes exponents and keeps the rest, `small` takes the top of the mantissa into the symbol and gives rows or
+columns of different scale tables of their own, where that pays. Nothing is ever larger than raw bytes and a head.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from llmc.formats import planes, rans
+from llmc.formats.coded_tensor import (
+    AXES,
+    BYTES,
+    COLUMNS,
+    CONSTANT,
+    INTEGERS,
+    KINDS,
+    NO_AXIS,
+    PLANES,
+    RAW,
+    ROWS,
+    SAME,
+    SIZES,
+    Head,
+    pack_head,
+)
+from llmc.formats.planes import Split
+from llmc.formats.rans import Bytes, as_bytes
+
+MODES = ("balanced", "small")
+BITS = (12, 14)
+"""Of probabilities, for narrow fields and for those of more than 8 bits."""
+CLASSES = 16
+"""Most groups of rows or columns: a power of two; half as many, and so on, are tried too."""
+WORTH = 1e-4
+"""Share of the tensor's bytes that groups must save: they cost a pass over memory when decoding."""
+SAMPLE = 1 << 16
+NOISE = 7.5
+"""Entropy of a byte below which it is coded in any mode; that of the sign and a mantissa of 7 bits is 7.9."""
+FEW = 1 << 18
+TABLE_BYTES = 160
+"""About what a table and the head of its stream cost."""
+
+
+@dataclass(frozen=True)
+class Coded:
+    """A coded tensor and what it is made of.
+
+    Attributes:
+        pieces: its bytes, in order.
+        head: as parsed back.
+        entropy: PLANES: bits per element of the coded fields, order 0 in each group.
+        limit_bits: bits per element that this way to cut has as its limit: that entropy and the raw bits.
+        gained_bytes: what groups of rows or columns saved, by exact entropies.
+    """
+
+    pieces: list[Bytes]
+    head: Head
+    entropy: float | None = None
+    limit_bits: float | None = None
+    gained_bytes: int = 0
+
+    @property
+    def nbytes(self) -> int:
+        return sum(piece.size for piece in self.pieces)
+
+    def row(self) -> dict[str, Any]:
+        """For a report."""
+        return {
+            "kind": KINDS[self.head.kind],
+            "held": self.head.held,
+            "coded_bits": self.head.split.coded if self.head.split else 0,
+            "entropy": None if self.entropy is None else round(self.entropy, 6),
+            "limit_bits": None if self.limit_bits is None else round(self.limit_bits, 6),
+            "axis": AXES[self.head.axis],
+            "groups": self.head.groups,
+            "gained_bytes": self.gained_bytes,
+        }
+
+
+def encode(tensor: torch.Tensor, mode: str = "balanced", *, threads: int = 1) -> Coded:
+    """The coded tensor of any tensor, on the CPU and contiguous.
+
+    Args:
+        mode: one of MODES.
+    """
+    data, dtype = as_bytes(tensor), str(tensor.dtype).removeprefix("torch.")
+    plain = Head(RAW, dtype, tuple(tensor.shape), dtype)
+    raw = _coded(plain, [data])
+    if data.size <= SIZES[dtype]:
+        return raw
+    if _constant(data, SIZES[dtype]):
+        return _coded(replace(plain, kind=CONSTANT), [data[: SIZES[dtype]]])
+    tried = [raw]
+    if dtype in planes.BALANCED:
+        tried.append(_numbers(tensor, plain, mode, threads))
+    if dtype not in planes.BALANCED or _low_bytes_say_something(data, SIZES[dtype]):
+        tried.append(_integers(data, plain, threads))
+    return min(tried, key=lambda coded: coded.nbytes)
+
+
+def repeat(tensor: torch.Tensor, name: str) -> Coded:
+    """A coded tensor that says: the same as `name`."""
+    dtype = str(tensor.dtype).removeprefix("torch.")
+    return _coded(Head(SAME, dtype, tuple(tensor.shape), dtype), [as_bytes(name.encode())])
+
+
+def entropy(counts: Any) -> float:
+    """Bits per symbol of a histogram."""
+    counts = np.asarray(counts, np.float64).reshape(-1)
+    counts = counts[counts > 0]
+    total = counts.sum()
+    return float(-(counts * np.log2(counts / total)).sum() / total) if total else 0.0
+
+
+def _coded(head: Head, parts: list[Bytes], **facts: Any) -> Coded:
+    sums = tuple(0 if stream else rans.crc32c(part) for part, stream in zip(parts, head.streams, strict=True))
+    head = replace(head, lengths=tuple(part.size for part in parts), sums=sums)
+    first = pack_head(head)
+    return Coded([as_bytes(first), *parts], replace(head, size=len(first)), **facts)
+
+
+def _constant(data: Bytes, size: int) -> bool:
+    elements = data.reshape(-1, size)
+    return all(bool((elements[a:b] == elements[0]).all()) for a, b in ((0, 4096), (4096, None)))
+
+
+def _numbers(tensor: torch.Tensor, plain: Head, mode: str, threads: int) -> Coded:
+    held = _held(tensor)
+    values = tensor if held is None else tensor.to(held)
+    name = str(values.dtype).removeprefix("torch.")
+    plain = replace(plain, kind=PLANES, held=name)
+    tried = []
+    if mode == "balanced" or plain.n < FEW:  # larger tables do not always pay
+        tried.append(_planes(values, replace(plain, split=planes.BALANCED[name]), threads))
+    if mode == "small":
+        tried.append(_planes(values, replace(plain, split=planes.SMALL[name]), threads, grouped=True))
+    return min(tried, key=lambda coded: coded.nbytes)
+
+
+def _planes(values: torch.Tensor, head: Head, threads: int, *, grouped: bool = False) -> Coded:
+    """Numbers cut by `head.split`."""
+    how = head.split or planes.BALANCED[head.held]
+    axis, group_of, gained = _best_groups(values, how, head) if grouped else (NO_AXIS, None, 0)
+    parts: list[Bytes] = [] if group_of is None else [rans.encode(group_of)]
+    groups = [values] if group_of is None else list(_members(values, head, axis, group_of))
+    bits = 0.0
+    for own in groups:
+        parts += planes.encode(own, how, probability_bits=BITS[how.coded > 8], threads=threads)
+        bits += entropy(_counts(own, how)) * own.numel()
+    head = replace(head, axis=axis, groups=len(groups))
+    field = bits / values.numel()
+    return _coded(head, parts, entropy=field, limit_bits=field + how.raw_bits, gained_bytes=gained)
+
+
+def _counts(values: torch.Tensor, how: Split) -> Any:
+    fields, _ = planes.split(values, how)
+    return np.bincount(fields) if how.coded > 8 else rans.histogram(as_bytes(fields))
+
+
+def _members(values: torch.Tensor, head: Head, axis: int, group_of: Bytes) -> Iterator[torch.Tensor]:
+    """The rows or columns of each group."""
+    table = values.view(INTEGERS[values.dtype.itemsize]).reshape(head.table)
+    for group in range(int(group_of.max()) + 1):
+        yield table.index_select(axis - 1, torch.from_numpy(np.flatnonzero(group_of == group))).contiguous()
+
+
+def _integers(data: Bytes, plain: Head, threads: int) -> Coded:
+    """Each byte of an element as a stream, or as it is."""
+    parts, flags = [], []
+    for plane in data.reshape(-1, SIZES[plain.dtype]).T:
+        own = np.ascontiguousarray(plane)
+        stream = rans.encode(own, threads=threads) if entropy(rans.histogram(own)) < 8 else own
+        flags.append(stream.size < own.size)
+        parts.append(stream if flags[-1] else own)
+    return _coded(replace(plain, kind=BYTES, coded=tuple(flags)), parts)
+
+
+def _low_bytes_say_something(data: Bytes, size: int) -> bool:
+    """Whether a sample of numbers has low bytes that are no noise: then all bytes are worth trying."""
+    n = data.size // size
+    begin = max(0, n // 2 - SAMPLE // 2)
+    low = np.ascontiguousarray(data.reshape(n, size)[begin : begin + SAMPLE, : size - 1].T)
+    return any(entropy(rans.histogram(plane)) + 256 / plane.size < NOISE for plane in low)
+
+
+def _held(tensor: torch.Tensor) -> torch.dtype | None:
+    """The narrower dtype that holds all numbers of a float32 tensor bit for bit."""
+    if tensor.dtype != torch.float32:
+        return None
+    flat = tensor.reshape(-1)
+    for dtype in (torch.bfloat16, torch.float16):
+        if all(_exact(part, dtype) for part in (flat[:4096], flat)):
+            return dtype
+    return None
+
+
+def _exact(values: torch.Tensor, dtype: torch.dtype) -> bool:
+    # Some processors change the payload of a NaN on the way to float16 and back; bfloat16 is cut off bits.
+    if dtype == torch.bfloat16:
+        return not bool((values.view(torch.int32) & 0xFFFF).any())
+    narrow = values.to(dtype)
+    back = narrow.to(torch.float32).view(torch.int32)
+    return bool((back == values.view(torch.int32)).all()) and not bool(narrow.isnan().any())
+
+
+def _best_groups(values: torch.Tensor, how: Split, head: Head) -> tuple[int, Bytes | None, int]:
+    """The axis, the group of each row or column, and the bytes saved; no groups where nothing is."""
+    rows, columns = head.table
+    if min(rows, columns) < 2 or head.n < 1 << 16:
+        return NO_AXIS, None, 0
+    exponents, _ = planes.split(values, replace(how, coded=min(8, how.coded)))
+    field = as_bytes(exponents).reshape(rows, columns)
+    together = entropy(rans.histogram(field.reshape(-1))) * head.n / 8
+    best: tuple[float, int, Bytes | None] = (max(WORTH * head.n * how.bytes, 1), NO_AXIS, None)
+    for axis in (ROWS, COLUMNS):
+        finest = _classes(field, axis)
+        context = np.repeat(finest, columns) if axis == ROWS else np.tile(finest, rows)
+        counts = rans.histogram(field.reshape(-1), context)[:CLASSES]
+        for shift in range(4):  # two classes become one, and so on
+            apart = sum(entropy(row) * float(row.sum()) for row in counts) / 8
+            cost = len(counts) * TABLE_BYTES + finest.size / 4
+            best = max(
+                best, (together - apart - cost, axis, (finest >> shift).astype(np.uint8)), key=lambda entry: entry[0]
+            )
+            counts = counts[::2] + counts[1::2]
+    return best[1], best[2], int(best[0]) if best[2] is not None else 0
+
+
+def _classes(field: Bytes, axis: int) -> Bytes:
+    """Rows or columns in classes of equal size by their mean exponent."""
+    mean = field.mean(axis=1 if axis == ROWS else 0, dtype=np.float32)
+    rank = np.empty(mean.size, np.int64)
+    rank[np.argsort(mean, kind="stable")] = np.arange(mean.size)
+    return (rank * CLASSES // mean.size).astype(np.uint8)

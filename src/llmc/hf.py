@@ -1,0 +1,156 @@
+"""Importing this module teaches transformers to load what `llmc lossless` wrote: the original model, bit for bit.
+
+    import llmc.hf
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained("model-lossless")
+
+transformers' own quantizer hooks do it: the stored bytes of every tensor go through an operation that decodes them
+before anything else looks at them. The model is an ordinary dense one afterwards.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers.core_model_loading import ConversionOps, WeightConverter
+from transformers.quantizers.auto import register_quantization_config, register_quantizer
+from transformers.quantizers.base import HfQuantizer
+from transformers.utils.quantization_config import QuantizationConfigMixin
+
+from llmc.coded_files import INDEX, SINGLE, CodedTensors, cores
+from llmc.errors import CheckpointError
+from llmc.formats import coded_tensor
+from llmc.formats.rans import as_bytes
+
+METHOD = "llmc"
+EVERYTHING = "(.+)"
+
+
+@register_quantization_config(METHOD)
+class LosslessConfig(QuantizationConfigMixin):
+    """`quantization_config` of a lossless folder: `mode` is the one it was written in."""
+
+    def __init__(self, mode: str = "balanced", dequantize: bool = True, **kwargs: Any) -> None:
+        self.quant_method = METHOD  # type: ignore[assignment]  # transformers' enum is closed, its registry is not
+        self.mode, self.dequantize = mode, True
+
+
+@register_quantizer(METHOD)
+class LosslessQuantizer(HfQuantizer):
+    """Decodes tensors as they are loaded."""
+
+    requires_calibration = True  # there is nothing to quantize on the fly
+
+    def __init__(self, quantization_config: Any, **kwargs: Any) -> None:
+        super().__init__(quantization_config, **kwargs)
+        self.tensors: CodedTensors | None = None
+        self.originals: dict[int, Any] = {}  # id of a conversion that decodes -> the model's own, None for ours
+
+    def update_attn_implementation(self, config: Any) -> Any:
+        """Name the weight file, once the folder is known and before transformers looks for one."""
+        config.transformers_weights = _weights_of(config)
+        return config
+
+    def update_dtype(self, dtype: Any) -> Any:
+        return dtype
+
+    def _process_model_before_weight_loading(self, model: Any, **kwargs: Any) -> Any:
+        files = [Path(file) for file in kwargs.get("checkpoint_files") or ()]
+        if files:
+            self.tensors = CodedTensors(files[0] if len(files) == 1 else files[0].parent)
+        _forget_weights(model.config)
+        return model
+
+    def _process_model_after_weight_loading(self, model: Any, **kwargs: Any) -> Any:
+        _forget_weights(model.config)
+        used = [self.originals.get(id(each), each) for each in model._weight_conversions]
+        model._weight_conversions = [each for each in used if each is not None]  # what saving goes by
+        return model
+
+    def get_new_dtype(self, converter: Any, param: Any, dtype: Any) -> Any:
+        """No cast of the stored bytes; the operation casts what it decoded, as transformers would have."""
+        for operation in getattr(converter, "operations", ()):
+            if isinstance(operation, Decode):
+                operation.dtype = dtype
+        return None
+
+    def update_weight_conversions(self, weight_conversions: list[Any], model: Any) -> list[Any]:
+        """Decode before whatever the model's own conversions do, and where it has none."""
+        out = []
+        for conversion in weight_conversions:
+            made = conversion
+            if isinstance(conversion, WeightConverter):
+                sources, targets = conversion._original_source_patterns, conversion._original_target_patterns
+                operations = [Decode(self), *conversion.operations]
+                made = conversion.copy(list(sources), list(targets), operations=operations)
+            self.originals[id(made)] = conversion
+            out.append(made)
+        others = WeightConverter(EVERYTHING, r"\1", [DecodeAlone(self)])
+        self.originals[id(others)] = None
+        return [*out, others]
+
+    def is_serializable(self) -> Any:
+        return True
+
+    @property
+    def is_trainable(self) -> Any:
+        return True
+
+
+class Decode(ConversionOps):
+    """Stored bytes to tensors: the first operation on every tensor of a lossless folder."""
+
+    def __init__(self, quantizer: Any, dtype: Any = None) -> None:
+        self.quantizer, self.dtype = quantizer, dtype
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Decode:
+        return type(self)(self.quantizer, self.dtype)
+
+    def convert(self, input_dict: dict[str, Any], *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """Every tensor of `input_dict`, or of its lists, decoded and in the dtype of the model."""
+        return {
+            key: [self._decoded(v) for v in value] if isinstance(value, list) else self._decoded(value)
+            for key, value in input_dict.items()
+        }
+
+    def _decoded(self, stored: torch.Tensor) -> torch.Tensor:
+        data = as_bytes(stored.cpu())
+        head = coded_tensor.parse_head(data)
+        tensors = self.quantizer.tensors
+        if head.kind != coded_tensor.SAME:
+            tensor = coded_tensor.decode(data, threads=cores())
+        elif tensors is not None:
+            tensor = tensors.load(coded_tensor.same_as(data), threads=cores())
+        else:
+            raise CheckpointError("a tensor that repeats one of another file", fix="load the whole folder")
+        wanted = self.dtype if tensor.is_floating_point() else None
+        return tensor.to(device=stored.device, dtype=wanted)
+
+
+class DecodeAlone(Decode):
+    """The same for a tensor that the model has no conversion for: its name is the one it is loaded under."""
+
+    def convert(self, input_dict: dict[str, Any], *args: Any, **kwargs: Any) -> dict[str, Any]:
+        (value,) = super().convert(input_dict).values()
+        return {kwargs["full_layer_name"]: value}
+
+
+def _weights_of(config: Any) -> str:
+    """The name of the weight file, or of the index of several, beside a config."""
+    name = str(getattr(config, "name_or_path", "") or "")
+    folder = Path(name)
+    if folder.is_dir():
+        return INDEX if (folder / INDEX).is_file() else SINGLE
+    from transformers.utils.hub import cached_file
+
+    found = cached_file(name, INDEX, _raise_exceptions_for_missing_entries=False) if name else None
+    return INDEX if found else SINGLE
+
+
+def _forget_weights(config: Any) -> None:
+    """The key must never reach a config.json: a plain load would take the coded bytes for weights."""
+    if hasattr(config, "transformers_weights"):
+        del config.transformers_weights

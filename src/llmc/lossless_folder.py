@@ -1,0 +1,216 @@
+"""Everything in a lossless folder besides its weights: config, index, the other files, kernel, card, manifest.
+
+What had to be edited is kept in the manifest as it was (`original_files`), so that `decompress` gives it back.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from llmc.artifact import Folder, Unit
+from llmc.card import lossless_card
+from llmc.coded_files import INDEX, coded_name
+from llmc.formats.kernel_folder import kernel_files
+from llmc.manifest import dump_json, write_manifest
+from llmc.safetensors_file import SafetensorsFile
+from llmc.sidecar import plain_files
+from llmc.structure import Table
+
+EDITED = ("config.json", "model.safetensors.index.json", "README.md")
+KERNEL = "coded_tensor"
+BIG = 1_000_000
+"""Elements from which on a tensor counts as large in the report."""
+
+
+@dataclass(frozen=True)
+class Lossless:
+    """What `lossless` wrote: bytes of the weight files before and after, and a row for every tensor."""
+
+    out: Path
+    mode: str
+    original_bytes: int
+    weight_bytes: int
+    elements: int
+    rows: tuple[dict[str, Any], ...]
+    notes: tuple[str, ...]
+    seconds: float | None = None
+
+    @property
+    def bits_per_weight(self) -> float:
+        return 8 * self.weight_bytes / max(1, self.elements)
+
+    def timed(self, seconds: float) -> Lossless:
+        return replace(self, seconds=seconds)
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            **asdict(self),
+            "out": str(self.out),
+            "ratio": self.weight_bytes / max(1, self.original_bytes),
+            "bits_per_weight": self.bits_per_weight,
+            "excess": excess(self.rows),
+            "notes": list(self.notes),
+            "rows": list(self.rows),
+        }
+
+    def tables(self) -> list[Table]:
+        rate = "" if not self.seconds else f", {self.original_bytes / self.seconds / 1e6:,.0f} MB/s"
+        above = excess(self.rows)
+        head = [
+            ("mode", self.mode),
+            ("weight files", f"{self.weight_bytes:,} bytes, were {self.original_bytes:,}{rate}"),
+            ("share", f"{self.weight_bytes / max(1, self.original_bytes):.2%}"),
+            ("bits per weight", f"{self.bits_per_weight:.3f}"),
+        ]
+        if above is not None:
+            head.append((f"above the entropy, tensors of {BIG:,} weights and more", f"{above:+.3%}"))
+        head += [("note", note) for note in self.notes]
+        columns = ("dtype", "coded as", "tensors", "elements", "bytes", "bits per weight", "limit")
+        return [
+            Table(f"Written to {self.out}", ("what", ""), tuple(head)),
+            Table("Tensors", columns, _groups(self.rows)),
+        ]
+
+
+def excess(rows: Sequence[dict[str, Any]]) -> float | None:
+    """Bytes of the large tensors over what their entropy is, everything counted; None when there is none."""
+    large = [row for row in rows if row["limit_bits"] is not None and row["elements"] >= BIG]
+    limit = sum(row["limit_bits"] * row["elements"] / 8 for row in large)
+    return sum(row["stop"] - row["start"] for row in large) / limit - 1 if limit else None
+
+
+def seal(
+    source: Path, place: Folder, files: Sequence[SafetensorsFile], units: Sequence[Unit], how: dict[str, Any], out: Path
+) -> Lossless:
+    """Write all that belongs beside the weights, the manifest last."""
+    rows = [row for unit in units for row in unit.report]
+    digests = {name: digest for unit in units for name, digest in unit.tensors[""].items()}
+    folder, base = place.path, source.name.removesuffix(".safetensors")
+    beside = source if source.is_dir() else None
+    kept, notes = _copy_files(beside, folder, how)
+    if beside is not None and (beside / "model.safetensors.index.json").is_file():
+        weight_map = {row["name"]: row["file"] for row in sorted(rows, key=lambda row: str(row["name"]))}
+        total = sum(row["stop"] - row["start"] for row in rows)
+        (folder / INDEX).write_bytes(dump_json({"metadata": {"total_size": total}, "weight_map": weight_map}))
+    for name, data in kernel_files([KERNEL]).items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(data)
+    result = Lossless(
+        out=out,
+        mode=how["mode"],
+        original_bytes=sum(file.size for file in files),
+        weight_bytes=place.files.total,
+        elements=sum(row["elements"] for row in rows),
+        rows=tuple(rows),
+        notes=tuple(notes),
+    )
+    (folder / "README.md").write_text(
+        lossless_card(out.name, base, result.to_json(), "config.json" in kept), encoding="utf-8"
+    )
+    write_manifest(folder, _manifest(result, base, files, digests, how, kept))
+    return result
+
+
+def _manifest(
+    result: Lossless,
+    base: str,
+    files: Sequence[SafetensorsFile],
+    digests: dict[str, str],
+    how: dict[str, Any],
+    kept: dict[str, str],
+) -> dict[str, Any]:
+    from llmc import __version__
+
+    left_out = ("name", "start", "stop")
+    tensors = {
+        row["name"]: {
+            "crc32c": digests[row["name"]],
+            "bytes": row["stop"] - row["start"],
+            **{key: value for key, value in row.items() if key not in left_out},
+        }
+        for row in result.rows
+    }
+    sizes = {
+        "weight_bytes": result.weight_bytes,
+        "original_bytes": result.original_bytes,
+        "bits_per_weight": round(result.bits_per_weight, 6),
+        "model_bits_per_weight": round(result.bits_per_weight, 6),
+    }
+    originals = {
+        file.path.name: {"bytes": file.size, "header": _header_digest(file) if how["exact_files"] else None}
+        for file in files
+    }
+    return {
+        "llmc": __version__,
+        "base_model": base,
+        "format": "llmc",
+        "recipe": {"lossless": how},
+        "sizes": sizes,
+        "originals": originals,
+        "original_files": kept,
+        "tensors": dict(sorted(tensors.items())),
+        "notes": list(result.notes),
+    }
+
+
+def _header_digest(file: SafetensorsFile) -> str:
+    """SHA-256 of the header: with those of the tensors it says what every byte of the file was."""
+    with open(file.path, "rb") as source:
+        return hashlib.sha256(source.read(file.header_size)).hexdigest()
+
+
+def _copy_files(source: Path | None, folder: Path, how: dict[str, Any]) -> tuple[dict[str, str], list[str]]:
+    """Copy what is not weights. Returns the text of the files that are written anew, and notes on what stayed."""
+    kept: dict[str, str] = {}
+    notes: list[str] = []
+    if source is None:
+        return kept, notes
+    taken = {path.name for path in plain_files(source)}
+    for path in plain_files(source):
+        if path.name not in EDITED:
+            shutil.copyfile(path, folder / path.name)
+            continue
+        try:
+            kept[path.name] = path.read_bytes().decode()
+        except UnicodeDecodeError:
+            notes.append(f"{path.name} is not UTF-8 and was left out")
+    coded = ("model.safetensors", "model.safetensors.index.json")
+    others = [
+        p.name + ("/" if p.is_dir() else "")
+        for p in sorted(source.iterdir())
+        if p.name not in taken and p.name not in coded and not p.name.startswith(".")
+        and not (folder / coded_name(p.name)).exists()
+    ]  # fmt: skip
+    if others:
+        notes.append(f"not copied: {', '.join(others[:8])}{' ...' if len(others) > 8 else ''}")
+    if "config.json" in kept:
+        config = json.loads(kept["config.json"])
+        if "quantization_config" in config:
+            notes.append("its weights were quantized before: transformers loads it after llmc decompress only")
+        edited = {**config, "quantization_config": {"quant_method": "llmc", "mode": how["mode"], "dequantize": True}}
+        (folder / "config.json").write_bytes(dump_json(edited))
+    return kept, notes
+
+
+def _groups(rows: Sequence[dict[str, Any]]) -> tuple[tuple[str, ...], ...]:
+    """One row for each dtype and way to code."""
+    groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for row in rows:
+        narrower = "" if row["held"] == row["dtype"].removeprefix("torch.") else f" as {row['held']}"
+        bits = f" {row['coded_bits']}" if row["coded_bits"] else ""
+        groups.setdefault((row["dtype"].removeprefix("torch."), row["kind"] + bits + narrower), []).append(row)
+    out = []
+    for (dtype, kind), members in groups.items():
+        size, elements = sum(m["stop"] - m["start"] for m in members), sum(m["elements"] for m in members)
+        limits = [m["limit_bits"] * m["elements"] for m in members if m["limit_bits"] is not None]
+        limit = f"{sum(limits) / elements:.3f}" if len(limits) == len(members) and elements else ""
+        out.append(
+            (dtype, kind, str(len(members)), f"{elements:,}", f"{size:,}", f"{8 * size / max(1, elements):.3f}", limit)
+        )
+    return tuple(out)

@@ -1,0 +1,84 @@
+"""What `verify` does with a lossless folder: every tensor decoded, its bits compared with those of the source.
+
+The digests in the manifest were taken from the source before anything was coded: they are a witness of their own.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from llmc.artifact import raw_bytes
+from llmc.coded_files import CodedTensors, cores, overlapped, together
+from llmc.errors import InputError, LlmcError
+from llmc.formats import rans
+from llmc.safetensors_file import load, read_file, read_folder
+from llmc.safetensors_header import TensorEntry
+from llmc.structure import Progress
+
+
+def check_values(path: Path, manifest: dict[str, Any], progress: Progress) -> tuple[list[str], int, int]:
+    """Problems, and how many tensors were compared as stored and as decoded."""
+    try:
+        coded = CodedTensors(path)
+    except InputError as error:
+        return [str(error)], 0, 0
+    recorded = manifest.get("tensors", {})
+    problems = [f"tensor {name} is {word}" for name, word in _differing(coded.entries, recorded, "not recorded")]
+    names = [name for name in coded.entries if name in recorded]
+    total, done = sum(coded.entries[name].nbytes for name in names) / 1e6, 0.0
+    for name, stored in overlapped(lambda n: load(coded.entries[n]), names):
+        problems += _check(coded, name, stored, recorded[name])
+        done += coded.entries[name].nbytes / 1e6
+        progress("decode MB", done, total)
+    return problems, len(coded.entries), len(names)
+
+
+def check_against(path: Path, original: Path, manifest: dict[str, Any]) -> list[str]:
+    """Compare every tensor, bit for bit, with that of the original folder or file."""
+    coded, source = CodedTensors(path), _plain(original)
+    problems = [
+        f"tensor {name} is {word}" for name, word in _differing(coded.entries, source, f"not in {original.name}")
+    ]
+    for name, tensor in coded.tensors([name for name in coded.entries if name in source], threads=cores()):
+        other = load(source[name])
+        alike = (tensor.dtype, tensor.shape) == (other.dtype, other.shape)
+        if not alike or raw_bytes(tensor) != raw_bytes(other):
+            problems.append(f"tensor {name}: differs from {original.name}")
+    return problems
+
+
+def crc_of(stored: torch.Tensor) -> str:
+    """The sum of a tensor's stored bytes, as the manifest has it."""
+    return f"{rans.crc32c(stored):08x}"
+
+
+def _differing(one: Iterable[str], other: Iterable[str], absent: str) -> list[tuple[str, str]]:
+    here, there = set(one), set(other)
+    return [(name, absent) for name in sorted(here - there)] + [(name, "missing") for name in sorted(there - here)]
+
+
+def _check(coded: CodedTensors, name: str, stored: torch.Tensor, recorded: dict[str, Any]) -> list[str]:
+    if crc_of(stored) != recorded.get("crc32c"):
+        return [f"tensor {name} differs"]
+    try:
+        tensor = coded.decode(name, stored, threads=cores())
+    except LlmcError as error:
+        return [error.message]
+    about = (str(tensor.dtype), list(tensor.shape), hashlib.sha256(raw_bytes(tensor)).hexdigest())
+    if about != (recorded.get("dtype"), recorded.get("shape"), recorded.get("decoded")):
+        return [f"tensor {name}: decodes to other bits than recorded"]
+    return []
+
+
+def _plain(original: Path) -> dict[str, TensorEntry]:
+    """The tensors of the source, found as `lossless` finds them."""
+    if original.is_dir() and not (original / "model.safetensors").exists():
+        files = sorted(original.glob("*.safetensors"))
+        if files and not (original / "model.safetensors.index.json").exists():
+            return together([read_file(file).entries for file in files])
+    return read_folder(original)
