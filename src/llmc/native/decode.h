@@ -15,6 +15,7 @@ enum class Path : std::uint8_t { kAuto, kScalar, kAvx2, kAvx512, kAvx512Search }
 // The path of that name ("auto": the fastest here for each stream); raises CodecError where it cannot run.
 Path path_named(const std::string& name);
 std::vector<std::string> path_names();
+std::string path_name(Path path);
 
 constexpr std::size_t kSearch = 64;  // most symbols of a table that is searched instead of looked up
 constexpr std::size_t kBuckets = 32;
@@ -90,7 +91,9 @@ Steps avx2_steps(const DecodeTables& tables, std::size_t lanes);           // nu
 Steps avx512_steps(const DecodeTables& tables, std::size_t lanes);         // the same
 Steps avx512_search_steps(const DecodeTables& tables, std::size_t lanes);  // the same, or the table is too large
 
-// The code of `path`, or of the next simpler one that this stream admits. kAuto: what was measured once to be fastest.
+// `path`, or the next simpler one that this stream admits. kAuto: what was measured once to be fastest.
+Path path_for(Path path, const DecodeTables& tables, std::size_t lanes);
+
 Steps steps_for(Path path, const DecodeTables& tables, std::size_t lanes);
 
 // Null where the code that `path` means has none. Without `search` symbols are looked up in memory.

@@ -146,6 +146,11 @@ nb::dict describe(const In& stream, std::uint64_t n) {
     return found;
 }
 
+std::string path_of(const In& stream, std::uint64_t n) {
+    const Model model = parse(stream.data(), stream.size(), n).model;
+    return path_name(path_for(Path::kAuto, decode_tables(model), model.lanes()));
+}
+
 Split split_of(unsigned bytes, unsigned sign_after, unsigned coded) {
     const Split split{bytes, sign_after, coded};
     check(split);
@@ -246,6 +251,7 @@ NB_MODULE(_native, m) {
     m.def("crc32c", [](const In& data, std::uint32_t before) { return crc32c(before, data.data(), data.size()); },
           nb::arg("data"), nb::arg("before"));
     m.def("paths", &path_names);
+    m.def("path_of", &path_of, nb::arg("stream"), nb::arg("n"));
 }
 
 }  // namespace llmc
