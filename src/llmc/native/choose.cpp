@@ -108,8 +108,8 @@ Replacement choose_tables(const std::vector<Counts>& counts, std::uint64_t outsi
             keep_smaller(best, merged(counts, total, outside, below(total, model.n, model.bits + under), model));
     }
     if (free && counts.size() == 1) {
-        const Wide limit = best.size + (best.size >> 11);
-        for (const std::size_t most : {kSearch / 2, kSearch}) {
+        const Wide limit = best.size + (best.size >> 10);
+        for (const std::size_t most : {kSearch / 4, kSearch / 2, kSearch}) {
             if (symbols_of(best.model) <= most) break;
             Candidate small = merged(counts, total, outside, beyond(total, most - 1), model);
             if (small.found && small.size <= limit) best = std::move(small);

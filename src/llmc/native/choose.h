@@ -22,7 +22,7 @@ struct Replacement {
 
 // Sets the tables of `model` for these counts, one for each table, and where that is smaller an escape for rare symbols.
 // `outside` values have no symbol: they are escapes in any case. Not `free`: symbols stay what they are.
-// A table that a decoder can search in registers may cost 1 in 2048 more.
+// A table that a decoder can search in registers may cost 1 in 1024 more.
 Replacement choose_tables(const std::vector<Counts>& counts, std::uint64_t outside, bool free, Model& model);
 
 constexpr std::size_t kWindow = 255;  // values with a symbol, where there may be others: those need an escape
