@@ -76,8 +76,8 @@ SOURCES: dict[str, tuple[Spoil, str]] = {
     ),
     "a cut file": (
         lambda f: cut(f / "model.safetensors"),
-        "{m}/model.safetensors: tensor model.layers.1.self_attn.v_proj.weight: ends at byte 182808 of a file of 181936: "
-        "the file is truncated; the file is damaged: download it again",
+        "{m}/model.safetensors: tensor model.layers.1.self_attn.v_proj.weight: ends at byte 182808 of a file of "
+        "181936: the file is truncated; the file is damaged: download it again",
     ),
     "an empty file": (
         lambda f: (f / "model.safetensors").write_bytes(b""),

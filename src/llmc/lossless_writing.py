@@ -36,7 +36,7 @@ from llmc.structure import Progress, silent
 UNIT = 32 << 20  # source bytes between two entries of the journal
 FORMAT = "llmc lossless 1"
 HEADER_LIMIT = 8 << 20  # of an original header, compressed
-OVERHEAD = 1 << 17  # more than the head of a tensor that was not made smaller, or the name of its twin
+OVERHEAD = 64  # more than the head of a tensor that was not made smaller, its shape left out
 LEAST_SHARE = 0.5  # of the source that the output takes for sure: what the disk must have free
 
 
@@ -122,7 +122,10 @@ class GrowingFolder(Folder):
         self.end: dict[str, int] = {}
         for file in files:
             name = coded_name(file.path.name)
-            most = [(e.name, torch.uint8, (e.nbytes + OVERHEAD,)) for e in file.entries.values()]
+            longest = max((len(n.encode()) for f in files for n in f.entries), default=0)  # a twin's name is its part
+            most = [
+                (e.name, torch.uint8, (max(e.nbytes, longest) + OVERHEAD + 10 * len(e.shape),)) for e in _in_order(file)
+            ]
             self.end[name] = len(write_header(most, self.metadata[name])[0])
             self.files.sizes[name] = int(LEAST_SHARE * file.size)
 
@@ -175,6 +178,8 @@ class GrowingFolder(Folder):
         order = sorted(slots, key=lambda name: slots[name].start)
         room = min([slots[name].start for name in order], default=self.end[file])
         header, _ = write_header([(n, torch.uint8, slots[n].shape) for n in order], self.metadata[file])
+        if len(header) > room:
+            raise RuntimeError(f"the header of {file} needs {len(header)} bytes and has {room}")
         text = header[8:] + b" " * (room - len(header))
         with disk_errors(self.path / file):
             os.pwrite(self._open[file], len(text).to_bytes(8, "little") + text, 0)
@@ -247,7 +252,7 @@ def _units(file: SafetensorsFile) -> Iterator[list[TensorEntry]]:
     """A file's tensors in the order of their bytes, in pieces that are worth a line of the journal."""
     entries: list[TensorEntry] = []
     size = 0
-    for entry in sorted(file.entries.values(), key=lambda e: (e.start, e.stop)):
+    for entry in _in_order(file):
         entries.append(entry)
         size += entry.nbytes
         if size >= UNIT:
@@ -255,6 +260,11 @@ def _units(file: SafetensorsFile) -> Iterator[list[TensorEntry]]:
             entries, size = [], 0
     if entries:
         yield entries
+
+
+def _in_order(file: SafetensorsFile) -> list[TensorEntry]:
+    """A file's tensors in the order of their bytes, which is that of the coded file too."""
+    return sorted(file.entries.values(), key=lambda e: (e.start, e.stop))
 
 
 def _slot(row: dict[str, Any]) -> Slot:
