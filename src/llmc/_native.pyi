@@ -54,12 +54,13 @@ def encode_numbers(
     sign_after: int,
     coded: int,
     numbers: NDArray[uint8],
+    raw: NDArray[uint8],
     bits: int,
     lanes_log2: int,
     chunk: int,
     threads: int,
     path: str,
-) -> tuple[NDArray[uint8], NDArray[uint8]]: ...
+) -> NDArray[uint8]: ...
 def decode_numbers(
     bytes: int,
     sign_after: int,
@@ -75,3 +76,4 @@ def count(symbols: NDArray[uint8], contexts: NDArray[uint8] | None, counts: NDAr
 def normalise(counts: Sequence[int], bits: int) -> list[int]: ...
 def crc32c(data: NDArray[uint8], before: int) -> int: ...
 def paths() -> list[str]: ...
+def path_of(stream: NDArray[uint8], n: int) -> str: ...
