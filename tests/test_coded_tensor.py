@@ -13,7 +13,19 @@ from hypothesis import strategies as st
 
 from llmc.errors import InputError
 from llmc.formats import coded_tensor, planes, rans, tensor_coder
-from llmc.formats.coded_tensor import BYTES, COLUMNS, CONSTANT, PLANES, RAW, ROWS, SAME, decode, parse_head
+from llmc.formats.coded_tensor import (
+    BYTES,
+    COLUMNS,
+    CONSTANT,
+    PIECES,
+    PLANES,
+    RAW,
+    ROWS,
+    SAME,
+    Head,
+    decode,
+    parse_head,
+)
 from llmc.formats.kernels import coded_tensor as reference
 from llmc.formats.rans import as_bytes
 from llmc.formats.tensor_coder import MODES, encode, entropy
@@ -136,6 +148,38 @@ def test_integers_lose_the_bytes_that_say_nothing() -> None:
 
 def test_float64_is_coded_by_bytes() -> None:
     assert check(weights(100, 100, dtype=torch.float64)).head.kind == BYTES
+
+
+@pytest.mark.parametrize("rest", [0, 5])
+def test_rows_that_were_never_trained_are_coded_apart(rest: int) -> None:
+    """Padding of a vocabulary, and rows that are still what a narrower dtype made them."""
+    values = weights(400, 400, dtype=torch.float32).reshape(-1)
+    values[40_000:80_000] = values[40_000:80_000].half().float()
+    values[90_000:] = 0.25
+    coded = check(values[: values.numel() - rest])
+    assert coded.head.kind == PIECES and coded.head.pieces == 5  # the last: what fills no block
+    apart = sum(check(values[a:b]).nbytes for a, b in ((0, 40_960), (40_960, 77_824), (77_824, 90_112)))
+    assert coded.nbytes < apart + 1000
+    assert coded.nbytes < 0.75 * encode(values + weights(160_000, dtype=torch.float32, seed=3) * 1e-6).nbytes
+
+
+def test_many_short_runs_are_not_pieces() -> None:
+    values = weights(1000, 4096, dtype=torch.bfloat16)
+    values[::2] = 0
+    assert check_fast(values, "balanced").head.kind != PIECES
+
+
+def test_pieces_must_make_the_whole() -> None:
+    values = weights(300, 400, dtype=torch.float32)
+    values[150:] = 0
+    coded = encode(values)
+    assert coded.head.kind == PIECES
+    with pytest.raises(InputError, match="the pieces of a coded tensor do not make the whole"):
+        decode(
+            np.concatenate([as_bytes(coded_tensor.pack_head(replace(coded.head, shape=(300, 399)))), *coded.pieces[1:]])
+        )
+    with pytest.raises(InputError, match="a coded tensor of 0 pieces"):
+        decode(as_bytes(coded_tensor.pack_head(Head(PIECES, "float32", (3,), "float32"))))
 
 
 def test_noise_stays_raw() -> None:

@@ -54,12 +54,13 @@ def encode_numbers(
     sign_after: int,
     coded: int,
     numbers: NDArray[uint8],
+    raw: NDArray[uint8],
     bits: int,
     lanes_log2: int,
     chunk: int,
     threads: int,
     path: str,
-) -> tuple[NDArray[uint8], NDArray[uint8]]: ...
+) -> NDArray[uint8]: ...
 def decode_numbers(
     bytes: int,
     sign_after: int,
@@ -92,3 +93,4 @@ def bitmaps_decode_numbers(
 def bitmaps_check(stream: NDArray[uint8], n: int, threads: int) -> None: ...
 def bitmaps_describe(stream: NDArray[uint8], n: int) -> dict[str, Any]: ...
 def bitmaps_paths() -> list[str]: ...
+def path_of(stream: NDArray[uint8], n: int) -> str: ...

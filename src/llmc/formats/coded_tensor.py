@@ -22,8 +22,8 @@ from llmc.formats.planes import Split
 from llmc.formats.rans import Bytes, as_bytes
 
 MAGIC = b"lLT1"
-RAW, CONSTANT, SAME, PLANES, BYTES = range(5)
-KINDS = ("raw", "constant", "same", "planes", "bytes")
+RAW, CONSTANT, SAME, PLANES, BYTES, PIECES = range(6)
+KINDS = ("raw", "constant", "same", "planes", "bytes", "pieces")
 RANS = 0  # how the streams of PLANES are coded
 NO_AXIS, ROWS, COLUMNS = range(3)
 AXES = ("", "rows", "columns")
@@ -32,6 +32,7 @@ LIMIT = 1 << 40
 DIMENSIONS = 64
 GROUPS = 64
 NAME_LIMIT = 1 << 16
+MOST_PIECES = 1 << 12
 
 # The position of a dtype is its number in the head: append only.
 DTYPES: tuple[tuple[str, int], ...] = (
@@ -60,7 +61,8 @@ class Head:
         axis: PLANES: what was put into groups that have tables of their own: NO_AXIS, ROWS or COLUMNS.
         groups: PLANES: how many, 1 with NO_AXIS.
         coded: BYTES: for each byte of an element, whether it is a stream.
-        lengths, sums: bytes of the parts, and the CRC-32C of those that are no streams (0 for streams).
+        pieces: PIECES: how many coded tensors of one dimension stand one after the other.
+        lengths, sums: bytes of the parts, and the CRC-32C of those that have no sums of their own (0 for the others).
         size: bytes of the head.
     """
 
@@ -72,6 +74,7 @@ class Head:
     axis: int = NO_AXIS
     groups: int = 1
     coded: tuple[bool, ...] = ()
+    pieces: int = 0
     lengths: tuple[int, ...] = ()
     sums: tuple[int, ...] = ()
     size: int = 0
@@ -100,9 +103,11 @@ class Head:
 
     @property
     def streams(self) -> tuple[bool, ...]:
-        """For each part, whether it is a stream, which has its own sums."""
+        """For each part, whether it is a stream or a coded tensor, which have sums of their own."""
         if self.kind == BYTES:
             return self.coded
+        if self.kind == PIECES:
+            return (True,) * self.pieces
         if self.kind != PLANES or self.split is None:
             return (False,)
         return ((True,) if self.axis else ()) + (True, False) * self.groups
@@ -116,6 +121,8 @@ def pack_head(head: Head) -> bytes:
         data += bytes((RANS, head.split.sign_after, head.split.coded, head.axis, head.groups))
     if head.kind == BYTES:
         data += bytes(head.coded)
+    if head.kind == PIECES:
+        data += _varint(head.pieces)
     data += b"".join(map(_varint, head.lengths))
     data += b"".join(struct.pack("<I", crc) for crc, stream in zip(head.sums, head.streams, strict=True) if not stream)
     return data + struct.pack("<I", rans.crc32c(data))
@@ -171,6 +178,8 @@ def decode_into(buffer: Bytes, head: Head, out: Bytes, *, threads: int = 1, path
         out.reshape(-1, SIZES[head.dtype])[:] = parts[0]
     elif head.kind == BYTES:
         _decode_bytes(parts, head, out, threads, path)
+    elif head.kind == PIECES:
+        _decode_pieces(parts, head, out, threads, path)
     elif head.held != head.dtype:
         narrow = np.empty(head.n * SIZES[head.held], np.uint8)
         _decode_planes(parts, head, narrow, threads, path)
@@ -246,6 +255,10 @@ def _parse(cursor: _Cursor) -> tuple[Head, int]:
         if max(flags) > 1:
             raise InputError("a coded tensor with a flag that is neither 0 nor 1")
         described = {"coded": tuple(map(bool, flags))}
+    elif kind == PIECES:
+        described = {"pieces": cursor.number()}
+        if not 1 <= described["pieces"] <= MOST_PIECES:
+            raise InputError(f"a coded tensor of {described['pieces']} pieces")
     head = replace(head, **described)
     lengths = tuple(cursor.number() for _ in head.streams)
     sums = tuple(0 if stream else cursor.take("I")[0] for stream in head.streams)
@@ -299,6 +312,16 @@ def _parts(buffer: Bytes, head: Head) -> Iterator[Bytes]:
             raise InputError(f"part {number} of a coded tensor is damaged: its sum differs")
         at += size
         yield part
+
+
+def _decode_pieces(parts: list[Bytes], head: Head, out: Bytes, threads: int, path: str) -> None:
+    heads = [parse_head(part) for part in parts]
+    if any(h.kind in (SAME, PIECES) or h.dtype != head.dtype for h in heads) or sum(h.n for h in heads) != head.n:
+        raise InputError("the pieces of a coded tensor do not make the whole")
+    at = 0
+    for part, own in zip(parts, heads, strict=True):
+        decode_into(part, own, out[at : at + own.nbytes], threads=threads, path=path)
+        at += own.nbytes
 
 
 def _decode_bytes(parts: list[Bytes], head: Head, out: Bytes, threads: int, path: str) -> None:

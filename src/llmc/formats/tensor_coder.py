@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -19,10 +20,11 @@ from llmc.formats.coded_tensor import (
     BYTES,
     COLUMNS,
     CONSTANT,
-    GROUPS,
     INTEGERS,
     KINDS,
+    MOST_PIECES,
     NO_AXIS,
+    PIECES,
     PLANES,
     RAW,
     ROWS,
@@ -37,12 +39,18 @@ from llmc.formats.rans import Bytes, as_bytes
 MODES = ("balanced", "small")
 BITS = (12, 14)
 """Of probabilities, for narrow fields and for those of more than 8 bits."""
-CLASSES = (16, 8, 4, 2)
+CLASSES = 16
+"""Most groups of rows or columns: a power of two; half as many, and so on, are tried too."""
 WORTH = 1e-4
 """Share of the tensor's bytes that groups must save: they cost a pass over memory when decoding."""
 SAMPLE = 1 << 16
 NOISE = 7.5
 """Entropy of a byte below which it is coded in any mode; that of the sign and a mantissa of 7 bits is 7.9."""
+BLOCK = 1 << 12
+"""Elements that are looked at together for being constant, or narrower numbers."""
+RUN = 8
+"""Fewest such blocks, of one kind and in a row, that are coded by themselves."""
+FEW = 1 << 18
 TABLE_BYTES = 160
 """About what a table and the head of its stream cost."""
 
@@ -96,12 +104,53 @@ def encode(tensor: torch.Tensor, mode: str = "balanced", *, threads: int = 1) ->
         return raw
     if _constant(data, SIZES[dtype]):
         return _coded(replace(plain, kind=CONSTANT), [data[: SIZES[dtype]]])
+    pieces = _pieces(tensor)
+    if len(pieces) > 1:
+        return _in_pieces(tensor.reshape(-1), pieces, plain, mode, threads)
     tried = [raw]
     if dtype in planes.BALANCED:
         tried.append(_numbers(tensor, plain, mode, threads))
     if dtype not in planes.BALANCED or _low_bytes_say_something(data, SIZES[dtype]):
         tried.append(_integers(data, plain, threads))
     return min(tried, key=lambda coded: coded.nbytes)
+
+
+def _in_pieces(flat: torch.Tensor, pieces: list[tuple[int, int]], plain: Head, mode: str, threads: int) -> Coded:
+    coded = [encode(flat[a:b], mode, threads=threads) for a, b in pieces]
+    limits = [(own.limit_bits or 8 * own.nbytes / own.head.n) * own.head.n for own in coded]
+    parts = [np.concatenate(own.pieces) for own in coded]
+    head = replace(plain, kind=PIECES, pieces=len(parts))
+    return _coded(head, parts, limit_bits=sum(limits) / plain.n)
+
+
+def _pieces(tensor: torch.Tensor) -> list[tuple[int, int]]:
+    """Where a tensor begins and ends to be constant, or to hold narrower numbers: rows that were never trained."""
+    n, size = tensor.numel() // BLOCK, BLOCK
+    if n < 2 * RUN or tensor.dtype not in (torch.bfloat16, torch.float16, torch.float32):
+        return [(0, tensor.numel())]
+    blocks = tensor.reshape(-1)[: n * size].view(INTEGERS[tensor.dtype.itemsize]).view(n, size)
+    first = blocks[:, 0].long()
+    kind = torch.where((blocks == blocks[:, :1]).all(1), first + 4, 0)  # one number for each constant
+    if tensor.dtype == torch.float32:
+        kind = torch.where((kind == 0) & ((blocks & 0xFFFF) == 0).all(1), 1, kind)
+        values = blocks.view(torch.float32)
+        half = values.half()
+        exact = (half.float().view(torch.int32) == blocks).all(1) & ~half.isnan().any(1)
+        kind = torch.where((kind == 0) & exact, 2, kind)
+    return _runs(kind, tensor.numel())
+
+
+def _runs(kind: torch.Tensor, n: int) -> list[tuple[int, int]]:
+    """Ranges of elements: long runs of blocks of one kind, and what lies between them."""
+    edges = [0, *(torch.nonzero(kind[1:] != kind[:-1]).view(-1) + 1).tolist(), len(kind)]
+    starts = []
+    for a, b in pairwise(edges):
+        if b - a >= RUN and kind[a] != 0:
+            starts += [a, b]
+    inner = sorted({start * BLOCK for start in starts} - {0, n})
+    if len(inner) >= MOST_PIECES:
+        return [(0, n)]
+    return list(pairwise([0, *inner, n]))
 
 
 def repeat(tensor: torch.Tensor, name: str) -> Coded:
@@ -135,7 +184,9 @@ def _numbers(tensor: torch.Tensor, plain: Head, mode: str, threads: int) -> Code
     values = tensor if held is None else tensor.to(held)
     name = str(values.dtype).removeprefix("torch.")
     plain = replace(plain, kind=PLANES, held=name)
-    tried = [_planes(values, replace(plain, split=planes.BALANCED[name]), threads)]
+    tried = []
+    if mode == "balanced" or plain.n < FEW:  # larger tables do not always pay
+        tried.append(_planes(values, replace(plain, split=planes.BALANCED[name]), threads))
     if mode == "small":
         tried.append(_planes(values, replace(plain, split=planes.SMALL[name]), threads, grouped=True))
     return min(tried, key=lambda coded: coded.nbytes)
@@ -217,20 +268,22 @@ def _best_groups(values: torch.Tensor, how: Split, head: Head) -> tuple[int, Byt
     together = entropy(rans.histogram(field.reshape(-1))) * head.n / 8
     best: tuple[float, int, Bytes | None] = (max(WORTH * head.n * how.bytes, 1), NO_AXIS, None)
     for axis in (ROWS, COLUMNS):
-        for group_of in _classes(field, axis):
-            context = np.repeat(group_of, columns) if axis == ROWS else np.tile(group_of, rows)
-            counts = rans.histogram(field.reshape(-1), context)
-            apart = sum(entropy(row) * float(row.sum()) for row in counts if row.any()) / 8
-            cost = (int(group_of.max()) + 1) * TABLE_BYTES + group_of.size
-            best = max(best, (together - apart - cost, axis, group_of), key=lambda entry: entry[0])
+        finest = _classes(field, axis)
+        context = np.repeat(finest, columns) if axis == ROWS else np.tile(finest, rows)
+        counts = rans.histogram(field.reshape(-1), context)[:CLASSES]
+        for shift in range(4):  # two classes become one, and so on
+            apart = sum(entropy(row) * float(row.sum()) for row in counts) / 8
+            cost = len(counts) * TABLE_BYTES + finest.size / 4
+            best = max(
+                best, (together - apart - cost, axis, (finest >> shift).astype(np.uint8)), key=lambda entry: entry[0]
+            )
+            counts = counts[::2] + counts[1::2]
     return best[1], best[2], int(best[0]) if best[2] is not None else 0
 
 
-def _classes(field: Bytes, axis: int) -> Iterator[Bytes]:
-    """Rows or columns in classes of equal size by their mean exponent, fewer and fewer."""
-    mean = field.mean(axis=1 if axis == ROWS else 0)
+def _classes(field: Bytes, axis: int) -> Bytes:
+    """Rows or columns in classes of equal size by their mean exponent."""
+    mean = field.mean(axis=1 if axis == ROWS else 0, dtype=np.float32)
     rank = np.empty(mean.size, np.int64)
     rank[np.argsort(mean, kind="stable")] = np.arange(mean.size)
-    for count in CLASSES:
-        if count <= min(GROUPS, mean.size):
-            yield (rank * count // mean.size).astype(np.uint8)
+    return (rank * CLASSES // mean.size).astype(np.uint8)

@@ -40,7 +40,7 @@ DTYPES = [
     "float64",
     "complex64",
 ]
-RAW, CONSTANT, SAME, PLANES, BYTES = range(5)
+RAW, CONSTANT, SAME, PLANES, BYTES, PIECES = range(6)
 
 
 class Reader:
@@ -89,6 +89,9 @@ def dequantize(data: bytes) -> torch.Tensor:
     whole, narrow, n = getattr(torch, DTYPES[dtype]), getattr(torch, DTYPES[held]), math.prod(shape)
     if kind == SAME:
         raise ValueError(f"the same as {same_as(data)}")
+    if kind == PIECES:
+        pieces = [dequantize(part) for part in reader.parts([True] * reader.number())]
+        return torch.cat([piece.view(torch.uint8) for piece in pieces]).view(whole).view(shape)
     if kind == PLANES:
         out = planes(reader, n, shape, narrow.itemsize)
     elif kind == BYTES:
