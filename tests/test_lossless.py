@@ -23,9 +23,8 @@ from llmc.artifact import Artifact
 from llmc.coded_files import CodedTensors
 from llmc.errors import CheckpointError, InputError, LlmcError
 from llmc.formats.kernels import coded_tensor as reference
+from llmc.formats.tensor_coder import MODES
 from llmc.safetensors_file import read_file
-
-MODES = ("balanced", "small")
 
 
 @pytest.fixture

@@ -14,7 +14,10 @@ Source = Annotated[
     str, Argument(metavar="MODEL", help="Folder of a model or of any safetensors, one such file, or a Hub id.")
 ]
 Mode = Annotated[
-    str, Option("--mode", metavar="M", help="balanced, which decodes fastest, or small, which takes the fewest bytes.")
+    str,
+    Option(
+        "--mode", metavar="M", help="balanced, small, which takes the fewest bytes, or fast, which decodes like a copy."
+    ),
 ]
 Exact = Annotated[
     bool,

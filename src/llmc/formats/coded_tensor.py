@@ -17,14 +17,15 @@ import numpy as np
 import torch
 
 from llmc.errors import InputError
-from llmc.formats import planes, rans
+from llmc.formats import bitmaps, planes, rans
 from llmc.formats.planes import Split
 from llmc.formats.rans import Bytes, as_bytes
 
 MAGIC = b"lLT1"
 RAW, CONSTANT, SAME, PLANES, BYTES, PIECES = range(6)
 KINDS = ("raw", "constant", "same", "planes", "bytes", "pieces")
-RANS = 0  # how the streams of PLANES are coded
+RANS, BITMAPS = range(2)  # how the streams of PLANES are coded
+CODERS = ("rans", "bitmaps")
 NO_AXIS, ROWS, COLUMNS = range(3)
 AXES = ("", "rows", "columns")
 LIMIT = 1 << 40
@@ -58,6 +59,7 @@ class Head:
         dtype, shape: of the tensor, dtype by torch's name.
         held: dtype that its values were coded in: `dtype`, or a narrower one that holds them all.
         split: PLANES: how numbers were cut.
+        coder: PLANES: of the streams: RANS or BITMAPS.
         axis: PLANES: what was put into groups that have tables of their own: NO_AXIS, ROWS or COLUMNS.
         groups: PLANES: how many, 1 with NO_AXIS.
         coded: BYTES: for each byte of an element, whether it is a stream.
@@ -71,6 +73,7 @@ class Head:
     shape: tuple[int, ...]
     held: str
     split: Split | None = None
+    coder: int = RANS
     axis: int = NO_AXIS
     groups: int = 1
     coded: tuple[bool, ...] = ()
@@ -118,7 +121,7 @@ def pack_head(head: Head) -> bytes:
     data = MAGIC + bytes((head.kind, NUMBERS[head.dtype], NUMBERS[head.held], len(head.shape)))
     data += b"".join(map(_varint, head.shape))
     if head.kind == PLANES and head.split is not None:
-        data += bytes((RANS, head.split.sign_after, head.split.coded, head.axis, head.groups))
+        data += bytes((head.coder, head.split.sign_after, head.split.coded, head.axis, head.groups))
     if head.kind == BYTES:
         data += bytes(head.coded)
     if head.kind == PIECES:
@@ -271,13 +274,13 @@ def _parse(cursor: _Cursor) -> tuple[Head, int]:
 def _parse_planes(cursor: _Cursor, head: Head) -> dict[str, Any]:
     coder, sign_after, coded, axis, groups = cursor.take("5B")
     size = SIZES[head.held]
-    if coder != RANS:
+    if coder not in (RANS, BITMAPS):
         raise InputError(f"a coded tensor with the unknown coder {coder}")
-    if size > 4 or not 1 <= coded <= min(15, 8 * size) or sign_after >= 8 * size:
+    if size > 4 or not 1 <= coded <= min(8 if coder == BITMAPS else 15, 8 * size) or sign_after >= 8 * size:
         raise InputError(f"a coded tensor that codes {coded} of {8 * size} bits, the sign below {sign_after}")
     if axis >= len(AXES) or not 1 <= groups <= GROUPS or (axis == NO_AXIS and groups != 1):
         raise InputError(f"a coded tensor of {groups} groups along axis {axis}")
-    return {"split": Split(size, sign_after, coded), "axis": axis, "groups": groups}
+    return {"split": Split(size, sign_after, coded), "coder": coder, "axis": axis, "groups": groups}
 
 
 def _check_lengths(head: Head) -> None:
@@ -333,7 +336,7 @@ def _decode_bytes(parts: list[Bytes], head: Head, out: Bytes, threads: int, path
 def _decode_planes(parts: list[Bytes], head: Head, out: Bytes, threads: int, path: str) -> None:
     how = head.split or planes.BALANCED[head.held]
     if head.axis == NO_AXIS:
-        planes.decode(parts[0], parts[1], how, out, threads=threads, path=path)
+        _decode_numbers(parts[0], parts[1], how, head.coder, out, threads, path)
         return
     rows, columns = head.table
     group_of = rans.decode(parts[0], rows if head.axis == ROWS else columns, path=path)
@@ -345,5 +348,12 @@ def _decode_planes(parts: list[Bytes], head: Head, out: Bytes, threads: int, pat
         shape = (len(members), columns) if head.axis == ROWS else (rows, len(members))
         values = torch.empty(shape, dtype=whole.dtype)
         stream, raw = parts[1 + 2 * group : 3 + 2 * group]
-        planes.decode(stream, raw, how, as_bytes(values), threads=threads, path=path)
+        _decode_numbers(stream, raw, how, head.coder, as_bytes(values), threads, path)
         whole.index_copy_(head.axis - 1, members, values)
+
+
+def _decode_numbers(stream: Bytes, raw: Bytes, how: Split, coder: int, out: Bytes, threads: int, path: str) -> None:
+    if coder == BITMAPS:
+        bitmaps.decode_numbers(stream, raw, out, how, threads=threads, path=path)
+    else:
+        planes.decode(stream, raw, how, out, threads=threads, path=path)

@@ -56,6 +56,9 @@ BALANCED = {
 }
 """Exponent coded (fp16: and three bits of mantissa), the rest raw."""
 
+FAST = {**BALANCED, "float16": Split(2, 15, 5)}
+"""The exponent alone: seven values of it have a code."""
+
 SMALL = {
     "bfloat16": Split(2, 15, 10),
     "float16": Split(2, 15, 8),

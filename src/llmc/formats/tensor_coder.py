@@ -1,7 +1,8 @@
 """How a tensor is coded best: what `coded_tensor` decodes, chosen by measured bytes.
 
 `balanced` codes exponents and keeps the rest, `small` takes the top of the mantissa into the symbol and gives rows or
-columns of different scale tables of their own, where that pays. Nothing is ever larger than raw bytes and a head.
+columns of different scale tables of their own, where that pays, `fast` codes exponents at a fixed length. Nothing is
+ever larger than raw bytes and a head.
 """
 
 from __future__ import annotations
@@ -14,10 +15,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from llmc.formats import planes, rans
+from llmc.formats import bitmaps, planes, rans
 from llmc.formats.coded_tensor import (
     AXES,
+    BITMAPS,
     BYTES,
+    CODERS,
     COLUMNS,
     CONSTANT,
     INTEGERS,
@@ -36,7 +39,7 @@ from llmc.formats.coded_tensor import (
 from llmc.formats.planes import Split
 from llmc.formats.rans import Bytes, as_bytes
 
-MODES = ("balanced", "small")
+MODES = ("balanced", "small", "fast")
 BITS = (12, 14)
 """Of probabilities, for narrow fields and for those of more than 8 bits."""
 CLASSES = 16
@@ -82,6 +85,7 @@ class Coded:
         return {
             "kind": KINDS[self.head.kind],
             "held": self.head.held,
+            "coder": CODERS[self.head.coder] if self.head.kind == PLANES else None,
             "coded_bits": self.head.split.coded if self.head.split else 0,
             "entropy": None if self.entropy is None else round(self.entropy, 6),
             "limit_bits": None if self.limit_bits is None else round(self.limit_bits, 6),
@@ -184,6 +188,8 @@ def _numbers(tensor: torch.Tensor, plain: Head, mode: str, threads: int) -> Code
     values = tensor if held is None else tensor.to(held)
     name = str(values.dtype).removeprefix("torch.")
     plain = replace(plain, kind=PLANES, held=name)
+    if mode == "fast":
+        return _bitmaps(values, replace(plain, split=planes.FAST[name], coder=BITMAPS), threads)
     tried = []
     if mode == "balanced" or plain.n < FEW:  # larger tables do not always pay
         tried.append(_planes(values, replace(plain, split=planes.BALANCED[name]), threads))
@@ -205,6 +211,14 @@ def _planes(values: torch.Tensor, head: Head, threads: int, *, grouped: bool = F
     head = replace(head, axis=axis, groups=len(groups))
     field = bits / values.numel()
     return _coded(head, parts, entropy=field, limit_bits=field + how.raw_bits, gained_bytes=gained)
+
+
+def _bitmaps(values: torch.Tensor, head: Head, threads: int) -> Coded:
+    """Numbers cut by `head.split`, coded at a fixed length."""
+    how = head.split or planes.FAST[head.held]
+    parts = bitmaps.encode_numbers(values, how, threads=threads)
+    field = entropy(_counts(values, how))
+    return _coded(head, list(parts), entropy=field, limit_bits=field + how.raw_bits)
 
 
 def _counts(values: torch.Tensor, how: Split) -> Any:

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from .bitmaps_reference import decode as decode_bitmaps
 from .rans_reference import crc32c, decode
 
 DTYPES = [
@@ -117,10 +118,10 @@ def same_as(data: bytes) -> str | None:
 
 def planes(reader: Reader, n: int, shape: tuple[int, ...], size: int) -> np.ndarray:
     """Numbers of `size` bytes as bytes, from the streams of their fields and their raw bits."""
-    _, sign_after, width, axis, groups = reader.take("5B")
+    coder, *cut, axis, groups = reader.take("5B")
     if axis == 0:
         stream, raw = reader.parts([True, False])
-        return numbers(stream, raw, n, size, sign_after, width).view(np.uint8)
+        return numbers(stream, raw, n, size, coder, *cut).view(np.uint8)
     columns = shape[-1] if shape else 1
     table = np.empty((n // columns, columns), f"<u{size}")
     parts = reader.parts([True, *[True, False] * groups])
@@ -129,18 +130,19 @@ def planes(reader: Reader, n: int, shape: tuple[int, ...], size: int) -> np.ndar
         members = np.flatnonzero(group_of == group)
         rows, cols = (members.size, columns) if axis == 1 else (table.shape[0], members.size)
         stream, raw = parts[1 + 2 * group : 3 + 2 * group]
-        values = numbers(stream, raw, rows * cols, size, sign_after, width).reshape(rows, cols)
+        values = numbers(stream, raw, rows * cols, size, coder, *cut).reshape(rows, cols)
         table[(members, slice(None)) if axis == 1 else (slice(None), members)] = values
     return table.reshape(-1).view(np.uint8)
 
 
-def numbers(stream: bytes, raw: bytes, n: int, size: int, sign_after: int, width: int) -> np.ndarray:
+def numbers(stream: bytes, raw: bytes, n: int, size: int, coder: int, sign_after: int, width: int) -> np.ndarray:
     """[n] numbers: the field of `width` bits on top, raw bits below; then the sign moves back to the top."""
     raw_bits = 8 * size - width
     packed = np.unpackbits(np.frombuffer(raw, np.uint8), bitorder="little", count=n * raw_bits)
     places = np.int64(1) << np.arange(raw_bits, dtype=np.int64)
     low = packed.reshape(n, raw_bits).astype(np.int64) @ places if raw_bits else np.zeros(n, np.int64)
-    out = decode(stream).astype(np.int64) << raw_bits | low
+    fields = (decode_bitmaps if coder == 1 else decode)(stream)
+    out = fields.astype(np.int64) << raw_bits | low
     below = 8 * size - 1 - sign_after  # bits below the place of the sign
     top, sign = out >> (below + 1) << below, out >> below & 1
     return (sign << (8 * size - 1) | top | out & ((1 << below) - 1)).astype(f"<u{size}")
