@@ -26,7 +26,7 @@ import torch
 from measuring import machine, markdown
 
 import llmc
-from llmc.formats.tensor_coder import entropy
+from llmc.formats.tensor_coder import MODES, entropy
 from llmc.safetensors_file import load, read_folder
 from llmc.safetensors_header import TensorEntry
 
@@ -69,7 +69,7 @@ def main() -> None:
             whole, above = measure(model, Path(scratch), options.zipnn)
             rows.append([model.name, *whole])
             large.append([model.name, *above])
-    columns = ["model", "balanced", "small", "ZipNN", "zstd -19", "xz -9", "groups gain"]
+    columns = ["model", "balanced", "small", "fast", "ZipNN", "zstd -19", "xz -9", "groups gain"]
     print("Bits per weight, whole weight files\n")
     print(markdown(columns, rows))
     columns = ["model", "H(exponent) + raw", "balanced", "above", "H(joint)", "small", "above", "DFloat11 layout"]
@@ -84,15 +84,17 @@ def measure(model: Path, scratch: Path, zipnn: str | None) -> tuple[list[str], l
     limits = limits_of(entries)
     whole, above = [], []
     gain = 0.0
-    for mode in ("balanced", "small"):
+    for mode in MODES:
         result = llmc.lossless(model, scratch / "out", mode=mode, force=True)
         whole.append(f"{result.bits_per_weight:.3f}")
         bits = 8 * sum(row["stop"] - row["start"] for row in result.rows if row["name"] in limits.names)
+        shutil.rmtree(scratch / "out")
+        if mode == "fast":
+            continue
         limit = limits.exponent if mode == "balanced" else limits.joint
         numbers = [f"{x / limits.weights:.4f}" for x in (limit, bits)] if limits.weights else ["", ""]
         above += [*numbers, f"{bits / limit - 1:+.3%}" if limits.weights else ""]
         gain = 8 * sum(row["gained_bytes"] for row in result.rows) / elements
-        shutil.rmtree(scratch / "out")
     whole.append(zipnn_bits(entries, elements, zipnn) if zipnn else "")
     files = sorted({entry.file for entry in entries.values()}, key=lambda file: file.stat().st_size)
     width = 8 * sum(entry.nbytes for entry in entries.values()) / elements
