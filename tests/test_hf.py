@@ -139,7 +139,9 @@ def test_shards_and_twins(both: Any, tmp_path: Path) -> None:
     model.save_pretrained(tmp_path / "shards", max_shard_size="60KB")
     result = llmc.lossless(tmp_path / "shards", tmp_path / "coded")
     assert sum(row["kind"] == "same" for row in result.rows) == 1
-    assert equal(transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "coded"), model)
+    for opener in (transformers.AutoModelForCausalLM, type(model)):
+        assert equal(opener.from_pretrained(tmp_path / "coded"), model)
+    assert equal(llmc.load(tmp_path / "coded"), model)
     ids = torch.tensor([[5, 6, 7]])
     with torch.no_grad():
         compressed = llmc.load(tmp_path / "coded", resident="compressed")
