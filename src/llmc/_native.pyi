@@ -60,7 +60,7 @@ def encode_numbers(
     chunk: int,
     threads: int,
     path: str,
-) -> NDArray[uint8]: ...
+) -> tuple[NDArray[uint8], NDArray[uint64]]: ...
 def decode_numbers(
     bytes: int,
     sign_after: int,
