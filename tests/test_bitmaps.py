@@ -175,7 +175,7 @@ def test_every_flipped_bit_is_refused() -> None:
     for at in range(8 * stream.size):
         data = stream.copy()
         data[at // 8] ^= 1 << at % 8
-        with pytest.raises(InputError, match="^bitmaps: "):
+        with pytest.raises(InputError, match=r"^bitmaps: "):
             bitmaps.decode(data, symbols.size)
         with pytest.raises((ValueError, struct.error)):
             reference.decode(data.tobytes())

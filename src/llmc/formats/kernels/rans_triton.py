@@ -1,4 +1,4 @@
-"""The rANS stream with one table (docs/formats/rans.md) decoded on a GPU: one program for each chunk, lanes side by side.
+"""The rANS stream with one table (docs/formats/rans.md) decoded on a GPU: one program for a chunk, lanes side by side.
 
 A chunk is decoded step by step by one warp, so that speed comes from many chunks: an encoder for GPUs takes small ones.
 """
