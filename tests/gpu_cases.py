@@ -35,7 +35,7 @@ def skewed(n: int, alphabet: int) -> rans.Bytes:
     return rng.choice(alphabet, n, p=weights / weights.sum()).astype(np.uint8)
 
 
-def streams() -> Iterator[tuple[str, rans.Bytes, Any]]:
+def streams() -> Iterator[tuple[str, np.ndarray, Any]]:
     """Name, symbols and stream."""
     for n in (0, 1, 64, 4097, 9000):
         yield f"bitmaps of {n}", skewed(n, 40), bitmaps.encode(skewed(n, 40))

@@ -2,7 +2,8 @@
 
 Streams go to the device as they are stored. What is checked: all claims of a head, the sums of a bitmap stream (of its
 stored bytes, before they are sent), and of an rANS stream that every lane ends where it began with all words used. The
-sums of its symbols are for processors. Nothing falls back in silence: without Triton or a GPU there is an error.
+sums of its symbols are for processors: what harms an escape alone is not noticed here. Nothing falls back in silence:
+without Triton or a GPU there is an error.
 """
 
 from __future__ import annotations
