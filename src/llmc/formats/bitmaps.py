@@ -1,7 +1,7 @@
 """Symbols at a fixed length: three bits each, and the symbols that are not among the seven most frequent as bytes.
 
 Larger than the entropy coder of `rans` by about 0.6 bits per bf16 weight, but decoding needs no state: any symbol can
-be read alone, at three quarters of the speed of a copy. Byte spec in docs/formats/bitmaps.md, definition in
+be read alone, at about 0.7 of the speed of a copy. Byte spec in docs/formats/bitmaps.md, definition in
 `kernels/bitmaps_reference.py`, the work in the extension `llmc._native`. Streams do not depend on threads, path or
 machine. All errors are `InputError`s.
 """
