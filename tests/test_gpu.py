@@ -50,6 +50,58 @@ def test_on_a_gpu() -> None:
     check(cases("cuda"))
 
 
+BLOCKS = {
+    "words": "*i32",
+    "escapes": "*u8",
+    "starts": "*i64",
+    "table": "*i32",
+    "damaged": "*i32",
+    "n": "i64",
+    "first": "i32",
+}
+CHUNKS = {
+    **{"stream": "*u8", "entries": "*i64", "slots": "*i32", "pairs": "*i32", "damaged": "*i32"},
+    **{"n": "i64", "raw_bytes": "i64", "chunk_symbols": "i32", "first_escape": "i32", "base": "i32"},
+}
+
+
+def chunk_facts(lanes: int, raw: int, width: int, escapes: bool = True, packed: bool = True) -> dict[str, int]:
+    return {"LANES": lanes, "BITS": 12, "PACKED": packed, "WIDTH": width, "ESCAPES": escapes, "RAW": raw}
+
+
+@pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="Triton interprets, it does not compile")
+@pytest.mark.parametrize("architecture", [80, 90])
+@pytest.mark.parametrize(
+    ("name", "facts"),
+    [
+        *[("bitmaps", {"BLOCK": 4096, "RAW": raw, "FULL": full}) for raw in (0, 8) for full in (True, False)],
+        *[("rans", chunk_facts(*facts)) for facts in ((32, 8, 1), (64, 8, 1, False), (64, 6, 2, True, False))],
+        *[("rans", chunk_facts(*facts)) for facts in ((256, 0, 1), (4, 0, 2))],
+    ],
+    ids=str,
+)
+def test_kernels_compile_for_gpus(
+    name: str, facts: dict[str, int], architecture: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The interpreter takes more than the compiler does; the compiler needs no GPU."""
+    compiler, backends = pytest.importorskip("triton.compiler"), pytest.importorskip("triton.backends.compiler")
+    from llmc.formats.kernels import bitmaps_triton, rans_triton
+
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    kernel, types = (bitmaps_triton._block, BLOCKS) if name == "bitmaps" else (rans_triton._chunk, CHUNKS)
+    out = "*i16" if facts["RAW"] or facts.get("WIDTH") == 2 else "*u8"
+    types = {**types, "raw": "*u8", "out": out, **dict.fromkeys(facts, "constexpr")}
+    names = kernel.arg_names
+    source = compiler.ASTSource(
+        kernel,
+        signature={argument: types[argument] for argument in names},
+        constexprs={(names.index(fact),): value for fact, value in facts.items()},
+    )
+    target = backends.GPUTarget("cuda", architecture, 32)
+    compiled = compiler.compile(source, target=target, options={"num_warps": 8 if name == "bitmaps" else 1})
+    assert compiled.asm["cubin"]
+
+
 def found(monkeypatch: pytest.MonkeyPatch, *, device: bool, triton: bool) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: device)
     monkeypatch.setattr(gpu, "find_spec", lambda name: object() if triton else None)
