@@ -15,8 +15,8 @@ from collections.abc import Callable
 from itertools import product
 
 import torch
-from bitmaps_cpu import best_times, weights
-from measuring import markdown
+from lossless_cpu import weights
+from measuring import best_times, markdown
 
 from llmc.errors import UnsupportedError
 from llmc.formats import bitmaps, gpu, planes, rans
@@ -54,8 +54,7 @@ def rows_of(numbers: rans.Bytes, device: torch.device, settle: Callable[[], obje
 
 def table(rows: dict[Row, Callable[[], object]], size: int, rounds: int) -> str:
     """The figures, as markdown. `size`: bytes of bf16."""
-    times = best_times({str(index): run for index, run in enumerate(rows.values())}, rounds)
-    seconds = list(times.values())
+    seconds = best_times(list(rows.values()), rounds)
     cells = [
         [layout, chunk, lanes, f"{bits:.3f}", f"{size / 1e9 / s:.1f}", f"{seconds[0] / s:.2f}"]
         for (layout, chunk, lanes, bits), s in zip(rows, seconds, strict=True)
@@ -73,7 +72,7 @@ def main() -> None:
     except UnsupportedError as error:
         print(f"nothing was measured: {error}")
         return
-    numbers = weights(args.weights)
+    numbers = weights(args.weights, None)
     print({"device": torch.cuda.get_device_name(device), "torch": torch.__version__, "weights": args.weights}, "\n")
     print(table(rows_of(numbers, device, torch.cuda.synchronize), numbers.size, args.rounds))
 
