@@ -1,8 +1,9 @@
-# What src/llmc/native/module.cpp defines. Arrays are contiguous and one-dimensional; uint8 where nothing else is said.
+# What module.cpp and module_grids.cpp in src/llmc/native define.
+# Arrays are contiguous and one-dimensional; uint8 where nothing else is said.
 from collections.abc import Sequence
 from typing import Any
 
-from numpy import uint8, uint64
+from numpy import float32, uint8, uint64
 from numpy.typing import NDArray
 
 class CodecError(ValueError): ...
@@ -75,3 +76,30 @@ def count(symbols: NDArray[uint8], contexts: NDArray[uint8] | None, counts: NDAr
 def normalise(counts: Sequence[int], bits: int) -> list[int]: ...
 def crc32c(data: NDArray[uint8], before: int) -> int: ...
 def paths() -> list[str]: ...
+def grid_fit(
+    values: NDArray[uint8],
+    number: int,
+    size: int,
+    importance: NDArray[float32] | None,
+    bits: int,
+    symmetric: bool,
+    half: bool,
+    brain: bool,
+    ratios: Sequence[float],
+    offsets: Sequence[float],
+    scale: NDArray[float32],
+    zero: NDArray[uint8] | None,
+    codes: NDArray[uint8] | None,
+    path: str,
+) -> None: ...
+def grid_round(
+    values: NDArray[uint8],
+    number: int,
+    size: int,
+    bits: int,
+    scale: NDArray[float32],
+    zero: NDArray[uint8] | None,
+    codes: NDArray[uint8],
+    path: str,
+) -> None: ...
+def grid_paths() -> list[str]: ...

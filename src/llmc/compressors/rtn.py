@@ -16,7 +16,7 @@ from llmc.compressors.parallel import ordered_map, row_tiles
 from llmc.formats.encoded import Encoded, Grid, Params, Plane
 from llmc.structure import Context
 
-TILE = 1 << 17  # weights at once: their float32 copies stay in the L2 cache
+TILE = 1 << 19  # weights at once
 
 
 @dataclass(frozen=True)
@@ -48,9 +48,9 @@ def round_to_nearest(weight: torch.Tensor, grid: Grid, importance: torch.Tensor 
 
     def tile(bounds: tuple[int, int]) -> Params:
         a, b = bounds
-        values = weight[a:b].to(context.device, torch.float32).view(b - a, columns // group, group)
-        params = grid.fit(values, importance)
-        codes[a:b] = grid.round(values, params).view(b - a, columns)
+        values = weight[a:b].to(context.device).reshape(b - a, columns // group, group)
+        params, rounded = grid.fit_round(values, importance)
+        codes[a:b] = rounded.view(b - a, columns)
         return {name: value.squeeze(-1).cpu() for name, value in params.items()}  # [rows, groups]
 
     parts = list(ordered_map(tile, row_tiles(rows, TILE // columns), context.workers))

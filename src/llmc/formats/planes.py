@@ -113,9 +113,7 @@ def encode(
     data = as_bytes(numbers)
     options = rans.stream_options(data.size // max(1, how.bytes), probability_bits, lanes, chunk_symbols)
     with refusals("planes"):
-        return _native.encode_numbers(
-            how.bytes, how.sign_after, how.coded, data, **options, threads=threads, path=path
-        )
+        return _native.encode_numbers(how.bytes, how.sign_after, how.coded, data, **options, threads=threads, path=path)
 
 
 def decode(

@@ -11,6 +11,7 @@
 
 #include "crc32c.h"
 #include "encode.h"
+#include "module_grids.h"
 #include "planes.h"
 
 namespace nb = nanobind;
@@ -250,6 +251,7 @@ NB_MODULE(_native, m) {
     m.def("crc32c", [](const In& data, std::uint32_t before) { return crc32c(before, data.data(), data.size()); },
           nb::arg("data"), nb::arg("before"));
     m.def("paths", &path_names);
+    add_grids(m);
 }
 
 }  // namespace llmc

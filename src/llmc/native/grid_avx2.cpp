@@ -1,0 +1,10 @@
+// Compiled with -mavx2 -mpopcnt.
+#define LLMC_ISA avx2
+#define LLMC_WIDTH 8
+#include "grid_loops.h"
+
+namespace llmc {
+
+extern const GridLoops kAvx2Grid = {"avx2", &avx2::fit, &avx2::round};
+
+}  // namespace llmc
