@@ -2,7 +2,8 @@
 
 Codes are stored unsigned, `u = q + 2**(bits-1)`. The symmetric scale of `absmax` is `absmax / ((2**bits - 1) / 2)`, as
 compressed-tensors defines it. Params are rounded to what is stored before any code is chosen, so the error searched is
-the error after reload. The torch functions here are the definition; on the CPU `int_kernel` does the same. Left out: per-row choice of sign, and learned clipping (a compressor's business).
+the error after reload. The torch functions are the definition; on the CPU `int_kernel` does the same, bit for bit.
+Left out: per-row choice of sign, and learned clipping (a compressor's business).
 """
 
 from __future__ import annotations

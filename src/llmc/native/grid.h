@@ -11,7 +11,6 @@ namespace llmc {
 constexpr std::size_t kSums = 16;   // running sums of an error: the same on every instruction set
 constexpr std::size_t kCoarse = 7;  // clip ratios tried over the whole range ...
 constexpr std::size_t kFine = 4;    // ... and around the best of them
-constexpr std::size_t kTries = 16;  // room for either, in whole vectors
 
 enum class Number : unsigned { kFloat32, kBfloat16, kFloat16 };
 
@@ -20,8 +19,8 @@ struct IntRule {
     bool symmetric = true;
     bool half = false, brain = true;  // scales are exact in float16, in bfloat16
     bool search = false;
-    float ratios[kTries] = {};   // kCoarse of them
-    float offsets[kTries] = {};  // kFine of them
+    float ratios[kCoarse] = {};
+    float offsets[kFine] = {};
 
     float most() const { return static_cast<float>((1u << bits) - 1); }
     float middle() const { return static_cast<float>(1u << (bits - 1)); }

@@ -1,69 +1,38 @@
-// The loops of grid.h. Included once per instruction set, under LLMC_ISA, with vectors of LLMC_WIDTH floats. Every float
-// operation is that of the definition in its order: nothing here may be contracted or reordered.
+// The loops of grid.h, on some groups at a time: what a group has one of fills vectors with those of its neighbours.
+// Included once per instruction set.
 #include <algorithm>
-#include <cstring>
 
 #include "grid.h"
+#include "grid_lanes.h"
 
 namespace llmc {
 namespace LLMC_ISA {
 
-constexpr std::size_t kWidth = LLMC_WIDTH;
-using F = float __attribute__((vector_size(4 * LLMC_WIDTH)));
-using U = std::uint32_t __attribute__((vector_size(4 * LLMC_WIDTH)));
-using Short = std::uint16_t __attribute__((vector_size(2 * LLMC_WIDTH)));
+constexpr std::size_t kGroups = 16;                // in a batch ...
+constexpr std::size_t kFloats = 1 << 14;           // ... and floats, so that they stay in the cache
+constexpr std::size_t kBlock = 128;                // values rounded at once
+constexpr std::size_t kParts = kSums / kWidth;     // vectors that hold the sums of an error
 
-constexpr float kMagic = 0x1.8p23f;  // added and taken away: round half to even, of what lies within +-2^22
-constexpr std::size_t kBlock = 128;  // values rounded at once
+inline std::size_t padded(std::size_t n) { return (n + kSums - 1) / kSums * kSums; }
 
-struct Bfloat16 {
-    std::uint16_t bits;
-};
-struct Float16 {
-    std::uint16_t bits;
+// Params of the groups of a batch.
+struct Tried {
+    alignas(64) float ratio[kGroups], scale[kGroups], inverse[kGroups], zero[kGroups], error[kGroups];
 };
 
-inline F all(float x) {
-    F out;
-    for (std::size_t i = 0; i < kWidth; ++i) out[i] = x;
-    return out;
-}
-
-inline F load(const float* from) {
-    F out;
-    std::memcpy(&out, from, sizeof out);
-    return out;
-}
-
-inline void store(float* to, F x) { std::memcpy(to, &x, sizeof x); }
-
-inline U load_words(const void* from) {
-    Short out;
-    std::memcpy(&out, from, sizeof out);
-    return __builtin_convertvector(out, U);
-}
-
-inline F widen(const float* from) { return load(from); }
-inline F widen(const Bfloat16* from) { return (F)(load_words(from) << 16); }
-inline F widen(const Float16* from) {
-    const U bits = load_words(from);
-    const F magnitude = (F)((bits & 0x7FFFu) << 13) * 0x1p112f;  // subnormals too: the exponent's bias is all that differs
-    return (F)((U)magnitude | (bits & 0x8000u) << 16);
-}
-
-inline F smaller(F a, F b) { return a < b ? a : b; }
-inline F larger(F a, F b) { return a > b ? a : b; }
-inline F clamped(F x, F low, F high) { return smaller(larger(x, low), high); }
-inline F rounded(F x) { return (x + kMagic) - kMagic; }
-
-struct Range {
-    float low = 0, high = 0;  // of zero too: a group that misses it has a grid that does not
+struct Batch {
+    std::size_t count = 0, size = 0, width = 0;  // groups, values of each, and with the zeros behind them
+    std::vector<float> values, importance;       // [count, width], [kinds, width]
+    const float* weights[kGroups] = {};          // the importance of each group
+    alignas(64) float low[kGroups] = {}, high[kGroups] = {};
+    F sums[kCoarse][kGroups][kParts] = {};
 };
 
-// Values to float32, with zeros up to a whole number of kSums; zeros change neither range nor error.
+// A row of float32, with zeros up to a whole number of kSums; zeros change neither range nor error. The range is of zero
+// too: a group that misses it has a grid that does not.
 template <typename T>
-Range take(const T* from, std::size_t n, float* to) {
-    F low = all(0), high = all(0);
+void take(const T* from, std::size_t n, float* to, F& low, F& high) {
+    low = high = all(0);
     const auto chunk = [&](const T* at, float* out) {
         for (std::size_t j = 0; j < kSums; j += kWidth) {
             const F x = widen(at + j);
@@ -79,28 +48,22 @@ Range take(const T* from, std::size_t n, float* to) {
         std::copy(from + whole, from + n, rest);
         chunk(rest, to + whole);
     }
-    Range range;
-    for (std::size_t i = 0; i < kWidth; ++i) {
-        range.low = std::min(range.low, low[i]);
-        range.high = std::max(range.high, high[i]);
+}
+
+template <typename T>
+void take_groups(const IntRule& rule, const T* from, Batch& batch) {
+    F low[kGroups] = {}, high[kGroups] = {};
+    for (std::size_t g = 0; g < batch.count; ++g)
+        take(from + g * batch.size, batch.size, &batch.values[g * batch.width], low[g], high[g]);
+    for (std::size_t g = 0; g < kGroups; g += kWidth) {
+        F least = folded(low + g, smaller), most = folded(high + g, larger);
+        if (rule.symmetric) {
+            most = larger(most, -least);
+            least = -most;
+        }
+        store(batch.low + g, least);
+        store(batch.high + g, most);
     }
-    return range;
-}
-
-// Params of several clip ratios at once.
-struct Tried {
-    alignas(64) float ratio[kTries], scale[kTries], inverse[kTries], zero[kTries];
-};
-
-inline F nearest_half(F x) {  // x <= 65280
-    const U bits = (U)x;
-    const F normal = (F)((bits + 0xFFFu + (bits >> 13 & 1u)) & ~0x1FFFu), subnormal = (x + 0.5f) - 0.5f;
-    return x < all(0x1p-14f) ? subnormal : normal;
-}
-
-inline F nearest_brain(F x) {
-    const U bits = (U)x;
-    return (F)((bits + 0x7FFFu + (bits >> 16 & 1u)) & ~0xFFFFu);
 }
 
 inline F stored(const IntRule& rule, F scale) {
@@ -109,41 +72,31 @@ inline F stored(const IntRule& rule, F scale) {
     return rule.brain ? nearest_brain(scale) : scale;
 }
 
-// `tried.ratio` is set; `width` of them are looked at, in whole vectors.
-inline void make_params(const IntRule& rule, Range range, std::size_t width, Tried& tried) {
+// The other params from the ratio.
+inline void make_params(const IntRule& rule, const Batch& batch, Tried& tried) {
     const F most = all(rule.most());
-    for (std::size_t k = 0; k < width; k += kWidth) {
-        const F ratio = load(tried.ratio + k), low = range.low * ratio, high = range.high * ratio;
+    for (std::size_t g = 0; g < kGroups; g += kWidth) {
+        const F ratio = load(tried.ratio + g), low = load(batch.low + g) * ratio, high = load(batch.high + g) * ratio;
         const F scale = stored(rule, (high - low) / most);
-        store(tried.scale + k, scale);
-        store(tried.inverse + k, 1.0f / scale);
-        store(tried.zero + k, rule.symmetric ? all(rule.middle()) : rounded(clamped(-low / scale, all(0), most)));
+        store(tried.scale + g, scale);
+        store(tried.inverse + g, 1.0f / scale);
+        store(tried.zero + g, rule.symmetric ? all(rule.middle()) : rounded(clamped(-low / scale, all(0), most)));
     }
 }
 
-// Sixteen to one, halves onto halves.
-inline float folded(const float* sums) {
-    float at[kSums / 2];
-    for (std::size_t i = 0; i < kSums / 2; ++i) at[i] = sums[i] + sums[i + kSums / 2];
-    for (std::size_t half = kSums / 4; half; half /= 2)
-        for (std::size_t i = 0; i < half; ++i) at[i] += at[i + half];
-    return at[0];
-}
-
-// Squared errors of `Tries` params, each summed as the definition does: value i goes to sum i % 16.
+// Sums of squared errors of one group under `Tries` params: value i goes to sum i % kSums.
 template <std::size_t Tries, bool Symmetric, bool Weighted>
-void errors(const IntRule& rule, const float* values, const float* importance, std::size_t n, const Tried& tried,
-            float* error) {
-    alignas(64) float sums[Tries][kSums];
+void add_up(const IntRule& rule, Batch& batch, const Tried* tried, std::size_t g) {
     const F least = all(Symmetric ? -rule.middle() : 0), most = all(Symmetric ? rule.middle() - 1 : rule.most());
-    for (std::size_t part = 0; part < kSums; part += kWidth) {
+    const float *values = &batch.values[g * batch.width], *weights = batch.weights[g];
+    for (std::size_t part = 0; part < kParts; ++part) {
         F sum[Tries], inverse[Tries], zero[Tries];
         for (std::size_t k = 0; k < Tries; ++k) {
             sum[k] = all(0);
-            inverse[k] = all(tried.inverse[k]);
-            zero[k] = all(tried.zero[k]);
+            inverse[k] = all(tried[k].inverse[g]);
+            zero[k] = all(tried[k].zero[g]);
         }
-        for (std::size_t i = part; i < n; i += kSums) {
+        for (std::size_t i = part * kWidth; i < batch.width; i += kSums) {
             const F x = load(values + i);
 #pragma GCC unroll 8
             for (std::size_t k = 0; k < Tries; ++k) {
@@ -151,28 +104,69 @@ void errors(const IntRule& rule, const float* values, const float* importance, s
                 if constexpr (!Symmetric) unit = unit + zero[k];
                 F e = rounded(clamped(unit, least, most)) - unit;
                 e = e * e;
-                if constexpr (Weighted) e = e * load(importance + i);
+                if constexpr (Weighted) e = e * load(weights + i);
                 sum[k] = sum[k] + e;
             }
         }
-        for (std::size_t k = 0; k < Tries; ++k) store(sums[k] + part, sum[k]);
+        for (std::size_t k = 0; k < Tries; ++k) batch.sums[k][g][part] = sum[k];
     }
-    for (std::size_t k = 0; k < Tries; ++k) error[k] = folded(sums[k]) * (tried.scale[k] * tried.scale[k]);
 }
 
 template <std::size_t Tries>
-void errors_of(const IntRule& rule, const float* values, const float* importance, std::size_t n, const Tried& tried,
-               float* error) {
-    const auto chosen = rule.symmetric ? (importance ? &errors<Tries, true, true> : &errors<Tries, true, false>)
-                                       : (importance ? &errors<Tries, false, true> : &errors<Tries, false, false>);
-    chosen(rule, values, importance, n, tried, error);
+void errors(const IntRule& rule, Batch& batch, Tried* tried) {
+    const bool weighted = !batch.importance.empty();
+    const auto add = rule.symmetric ? (weighted ? &add_up<Tries, true, true> : &add_up<Tries, true, false>)
+                                    : (weighted ? &add_up<Tries, false, true> : &add_up<Tries, false, false>);
+    for (std::size_t g = 0; g < batch.count; ++g) add(rule, batch, tried, g);
+    for (std::size_t k = 0; k < Tries; ++k) {
+        for (std::size_t g = 0; g < kGroups; g += kWidth) {
+            F one[kWidth];
+            for (std::size_t i = 0; i < kWidth; ++i) {
+                F sums[kParts];
+                std::copy_n(batch.sums[k][g + i], kParts, sums);
+                for (std::size_t half = kParts / 2; half; half /= 2)
+                    for (std::size_t p = 0; p < half; ++p) sums[p] = sums[p] + sums[p + half];
+                one[i] = sums[0];
+            }
+            const F scale = load(tried[k].scale + g), sum = folded(one, [](F a, F b) { return a + b; });
+            store(tried[k].error + g, sum * (scale * scale));
+        }
+    }
 }
 
-// The first of the least; the first that is not a number counts as less than all.
-inline std::size_t first_least(const float* error, std::size_t count) {
-    std::size_t best = 0;
-    for (std::size_t k = 1; k < count && error[best] == error[best]; ++k)
-        if (!(error[k] >= error[best])) best = k;
+// Replaces the params of groups for which `better(its error, the error so far)`.
+template <typename Better>
+void improve(Tried& best, const Tried& other, Better better) {
+    for (std::size_t g = 0; g < kGroups; g += kWidth) {
+        const auto mask = better(load(other.error + g), load(best.error + g));
+        for (const auto field : {&Tried::ratio, &Tried::scale, &Tried::inverse, &Tried::zero, &Tried::error})
+            store(best.*field + g, mask ? load(other.*field + g) : load(best.*field + g));
+    }
+}
+
+// The first of the least errors; the first that is not a number counts as less than all.
+template <std::size_t Tries>
+Tried first_least(const Tried* tried) {
+    Tried best = tried[0];
+    for (std::size_t k = 1; k < Tries; ++k)
+        improve(best, tried[k], [](F e, F least) { return ~(e >= least) & (least == least); });
+    return best;
+}
+
+inline Tried search(const IntRule& rule, Batch& batch) {
+    Tried coarse[kCoarse], fine[kFine];
+    for (std::size_t k = 0; k < kCoarse; ++k) {
+        std::fill_n(coarse[k].ratio, kGroups, rule.ratios[k]);
+        make_params(rule, batch, coarse[k]);
+    }
+    errors<kCoarse>(rule, batch, coarse);
+    Tried best = first_least<kCoarse>(coarse);
+    for (std::size_t k = 0; k < kFine; ++k) {
+        for (std::size_t g = 0; g < kGroups; ++g) fine[k].ratio[g] = best.ratio[g] + rule.offsets[k];
+        make_params(rule, batch, fine[k]);
+    }
+    errors<kFine>(rule, batch, fine);
+    improve(best, first_least<kFine>(fine), [](F e, F least) { return e < least; });
     return best;
 }
 
@@ -180,92 +174,91 @@ struct Chosen {
     float scale, inverse, zero;
 };
 
-inline Chosen pick(const Tried& tried, std::size_t k) { return {tried.scale[k], tried.inverse[k], tried.zero[k]}; }
-
-constexpr std::size_t kNeeded = kWidth < 8 ? 8 : kWidth;
-
-inline Chosen search(const IntRule& rule, Range range, const float* values, const float* importance, std::size_t n) {
-    Tried coarse, fine;
-    float error[kCoarse], finer[kFine];
-    std::copy(rule.ratios, rule.ratios + kTries, coarse.ratio);
-    make_params(rule, range, kNeeded, coarse);
-    errors_of<kCoarse>(rule, values, importance, n, coarse, error);
-    const std::size_t best = first_least(error, kCoarse);
-    for (std::size_t k = 0; k < kTries; ++k) fine.ratio[k] = coarse.ratio[best] + rule.offsets[k];
-    make_params(rule, range, kNeeded, fine);
-    errors_of<kFine>(rule, values, importance, n, fine, finer);
-    const std::size_t near = first_least(finer, kFine);
-    return finer[near] < error[best] ? pick(fine, near) : pick(coarse, best);
-}
-
-// Codes of whole chunks. A product with the inverse stands for the quotient unless it comes too near a tie: then false.
-template <bool Divide>
-bool round_block(const IntRule& rule, const float* values, std::size_t n, const Chosen& p, std::uint8_t* codes) {
-    const F least = all(-p.zero), most = all(rule.most() - p.zero), by = all(Divide ? p.scale : p.inverse);
+// Codes of whole chunks by the inverse of the scale. False where a quotient may lie on the other side of a tie: the two
+// are within 1.5 * 2^-23 of each other, relatively.
+inline bool round_by_inverse(const IntRule& rule, const float* values, std::size_t n, const Chosen& p,
+                             std::uint8_t* codes, bool divide) {
+    const F least = all(-p.zero), most = all(rule.most() - p.zero), inverse = all(p.inverse), scale = all(p.scale);
+    const F bound = all(0.5f - (rule.most() + 1) * 0x1p-22f);
     const U zero = U{} + static_cast<std::uint32_t>(p.zero);
-    alignas(64) std::uint32_t bytes[kBlock];
     F far = all(0);
     for (std::size_t i = 0; i < n; i += kWidth) {
-        const F x = load(values + i), unit = clamped(Divide ? x / by : x * by, least, most), sum = unit + kMagic;
-        const F away = unit - (sum - kMagic);
-        far = larger(far, (F)((U)away & 0x7FFFFFFFu));
-        const U code = (U)sum + zero;
-        std::memcpy(bytes + i, &code, sizeof code);
+        const F x = load(values + i);
+        F unit = clamped(x * inverse, least, most), sum = unit + kMagic;
+        const F away = magnitude(unit - (sum - kMagic));
+        if (divide) {
+            if (any_above(away, bound)) sum = clamped(x / scale, least, most) + kMagic;
+        } else {
+            far = larger(far, away);
+        }
+        const Byte code = __builtin_convertvector((U)sum + zero, Byte);
+        std::memcpy(codes + i, &code, sizeof code);
     }
-    for (std::size_t i = 0; i < n; ++i) codes[i] = static_cast<std::uint8_t>(bytes[i]);
-    if constexpr (Divide) return true;
-    float worst = 0;
-    for (std::size_t i = 0; i < kWidth; ++i) worst = far[i] > worst ? far[i] : worst;
-    return worst < 0.5f - (rule.most() + 1) * 0x1p-22f;  // both are within 1.5 * 2^-23 of each other, relatively
+    return !any_above(far, bound);
+}
+
+inline void round_by_quotient(const IntRule& rule, const float* values, std::size_t n, const Chosen& p,
+                              std::uint8_t* codes) {
+    const F least = all(-p.zero), most = all(rule.most() - p.zero), scale = all(p.scale);
+    const U zero = U{} + static_cast<std::uint32_t>(p.zero);
+    for (std::size_t i = 0; i < n; i += kWidth) {
+        const F sum = clamped(load(values + i) / scale, least, most) + kMagic;
+        const Byte code = __builtin_convertvector((U)sum + zero, Byte);
+        std::memcpy(codes + i, &code, sizeof code);
+    }
 }
 
 inline void round_group(const IntRule& rule, const float* values, std::size_t n, const Chosen& p, std::uint8_t* codes) {
     const bool plain = p.scale >= 1e-30f && p.scale <= 1e30f;  // else the inverse may not be a normal number
     alignas(64) std::uint8_t block[kBlock];
     for (std::size_t i = 0; i < n; i += kBlock) {
-        const std::size_t count = std::min(kBlock, n - i), whole = (count + kSums - 1) / kSums * kSums;
-        if (!plain || !round_block<false>(rule, values + i, whole, p, block))
-            round_block<true>(rule, values + i, whole, p, block);
-        std::memcpy(codes + i, block, count);
+        const std::size_t count = std::min(kBlock, n - i), whole = padded(count);
+        std::uint8_t* to = whole == count ? codes + i : block;
+        if (!plain)
+            round_by_quotient(rule, values + i, whole, p, to);
+        else if (!round_by_inverse(rule, values + i, whole, p, to, false))
+            round_by_inverse(rule, values + i, whole, p, to, true);
+        if (to == block) std::memcpy(codes + i, block, count);
     }
 }
 
-inline std::size_t padded(std::size_t n) { return (n + kSums - 1) / kSums * kSums; }
-
-// Rows of importance, each with zeros up to a whole number of kSums.
-inline std::vector<float> padded_rows(const Groups& groups) {
-    const std::size_t width = padded(groups.size);
-    std::vector<float> out(groups.importance ? width * groups.kinds : 0);
-    for (std::size_t r = 0; !out.empty() && r < groups.kinds; ++r)
-        std::copy_n(groups.importance + r * groups.size, groups.size, out.data() + r * width);
-    return out;
+// Room for a batch, and the rows of importance, each with zeros up to a whole number of kSums.
+inline Batch batch_for(const Groups& groups) {
+    Batch batch;
+    batch.size = groups.size;
+    batch.width = padded(groups.size);
+    batch.count = std::max<std::size_t>(1, std::min(kGroups, kFloats / batch.width));
+    batch.values.resize(batch.count * batch.width);
+    if (!groups.importance) return batch;
+    batch.importance.resize(groups.kinds * batch.width);
+    for (std::size_t r = 0; r < groups.kinds; ++r)
+        std::copy_n(groups.importance + r * groups.size, groups.size, &batch.importance[r * batch.width]);
+    return batch;
 }
 
 template <typename T>
 void fit_as(const IntRule& rule, const Groups& groups, const Fitted& out) {
-    const std::size_t n = groups.size, width = padded(n);
-    const std::vector<float> importance = padded_rows(groups);
-    std::vector<float> values(width);
+    Batch batch = batch_for(groups);
     const auto* from = reinterpret_cast<const T*>(groups.values);
-    for (std::size_t g = 0; g < groups.count; ++g) {
-        Range range = take(from + g * n, n, values.data());
-        if (rule.symmetric) {
-            range.high = std::max(range.high, -range.low);
-            range.low = -range.high;
-        }
-        Chosen chosen;
+    for (std::size_t at = 0; at < groups.count; at += batch.count) {
+        batch.count = std::min(batch.count, groups.count - at);
+        take_groups(rule, from + at * groups.size, batch);
+        for (std::size_t g = 0; !batch.importance.empty() && g < batch.count; ++g)
+            batch.weights[g] = &batch.importance[(at + g) % groups.kinds * batch.width];
+        Tried best;
         if (rule.search) {
-            const float* weight = importance.empty() ? nullptr : importance.data() + g % groups.kinds * width;
-            chosen = search(rule, range, values.data(), weight, width);
+            best = search(rule, batch);
         } else {
-            Tried whole;
-            std::fill_n(whole.ratio, kWidth, 1.0f);
-            make_params(rule, range, 1, whole);
-            chosen = pick(whole, 0);
+            std::fill_n(best.ratio, kGroups, 1.0f);
+            make_params(rule, batch, best);
         }
-        out.scale[g] = chosen.scale;
-        if (out.zero) out.zero[g] = static_cast<std::uint8_t>(chosen.zero);
-        if (out.codes) round_group(rule, values.data(), n, chosen, out.codes + g * n);
+        for (std::size_t g = 0; g < batch.count; ++g) {
+            const Chosen chosen{best.scale[g], best.inverse[g], best.zero[g]};
+            out.scale[at + g] = chosen.scale;
+            if (out.zero) out.zero[at + g] = static_cast<std::uint8_t>(chosen.zero);
+            if (!out.codes) continue;
+            round_group(rule, &batch.values[g * batch.width], groups.size, chosen, out.codes + (at + g) * groups.size);
+        }
     }
 }
 
@@ -273,8 +266,9 @@ template <typename T>
 void round_as(const IntRule& rule, const Groups& groups, const Fitted& out) {
     std::vector<float> values(padded(groups.size));
     const auto* from = reinterpret_cast<const T*>(groups.values);
+    F low, high;
     for (std::size_t g = 0; g < groups.count; ++g) {
-        take(from + g * groups.size, groups.size, values.data());
+        take(from + g * groups.size, groups.size, values.data(), low, high);
         const float zero = out.zero ? static_cast<float>(out.zero[g]) : rule.middle();
         const Chosen chosen{out.scale[g], 1.0f / out.scale[g], zero};
         round_group(rule, values.data(), groups.size, chosen, out.codes + g * groups.size);
