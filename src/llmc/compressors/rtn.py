@@ -49,8 +49,7 @@ def round_to_nearest(weight: torch.Tensor, grid: Grid, importance: torch.Tensor 
     def tile(bounds: tuple[int, int]) -> Params:
         a, b = bounds
         values = weight[a:b].to(context.device).reshape(b - a, columns // group, group)
-        params, rounded = grid.fit_round(values, importance)
-        codes[a:b] = rounded.view(b - a, columns)
+        params = grid.fit_round(values, importance, codes[a:b].view_as(values))
         return {name: value.squeeze(-1).cpu() for name, value in params.items()}  # [rows, groups]
 
     parts = list(ordered_map(tile, row_tiles(rows, TILE // columns), context.workers))

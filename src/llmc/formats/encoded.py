@@ -36,8 +36,8 @@ class Grid(Protocol):
         """Codes `uint8 [rows, n]` of `values: float32 [rows, n]` under params `[rows, 1]`."""
         ...
 
-    def fit_round(self, values: torch.Tensor, importance: torch.Tensor | None = None) -> tuple[Params, torch.Tensor]:
-        """Params and codes of `values: [rows, n]` of any float dtype, as `fit` and `round` give them."""
+    def fit_round(self, values: torch.Tensor, importance: torch.Tensor | None, codes: torch.Tensor) -> Params:
+        """`fit`, then `round` into `codes`, of `values: [rows, n]` of any float dtype."""
         ...
 
     def value(self, codes: torch.Tensor, params: Params) -> torch.Tensor:

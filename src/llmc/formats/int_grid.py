@@ -51,7 +51,7 @@ class IntGrid:
     def fit(self, values: torch.Tensor, importance: torch.Tensor | None = None) -> Params:
         """See `Grid.fit`; works on any `[..., n]` and returns `[..., 1]`."""
         if int_kernel.applies(values, importance):
-            return self._compiled(values, importance, codes=False)[0]
+            return self._compiled(values, importance, None)
         low, high = self._range(values)
         if self.search == "mse":
             ratio = self._search(values, importance, low, high)
@@ -67,18 +67,17 @@ class IntGrid:
         scaled.round_().add_(self._zero(params)).clamp_(0, self.alphabet - 1)
         return scaled.to(torch.uint8)
 
-    def fit_round(self, values: torch.Tensor, importance: torch.Tensor | None = None) -> tuple[Params, torch.Tensor]:
-        if int_kernel.applies(values, importance):
-            return self._compiled(values, importance, codes=True)
+    def fit_round(self, values: torch.Tensor, importance: torch.Tensor | None, codes: torch.Tensor) -> Params:
+        if int_kernel.applies(values, importance) and codes.is_contiguous():
+            return self._compiled(values, importance, codes)
         values = values.float()
         params = self.fit(values, importance)
-        return params, self.round(values, params)
+        codes.copy_(self.round(values, params))
+        return params
 
-    def _compiled(
-        self, values: torch.Tensor, importance: torch.Tensor | None, codes: bool
-    ) -> tuple[Params, torch.Tensor]:
+    def _compiled(self, values: torch.Tensor, importance: torch.Tensor | None, codes: torch.Tensor | None) -> Params:
         ratios, offsets = tries(self.bits) if self.search == "mse" else ((), ())
-        scale, zero, rounded = int_kernel.fit(
+        scale, zero = int_kernel.fit(
             values,
             importance,
             bits=self.bits,
@@ -88,8 +87,7 @@ class IntGrid:
             offsets=offsets,
             codes=codes,
         )
-        params = {"scale": scale} if zero is None else {"scale": scale, "zero_point": zero}
-        return params, torch.empty(0, dtype=torch.uint8) if rounded is None else rounded
+        return {"scale": scale} if zero is None else {"scale": scale, "zero_point": zero}
 
     def value(self, codes: torch.Tensor, params: Params) -> torch.Tensor:
         return (codes.float() - self._zero(params)) * params["scale"].float()

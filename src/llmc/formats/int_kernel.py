@@ -43,17 +43,16 @@ def fit(
     dtypes: Sequence[str],
     ratios: Sequence[float] = (),
     offsets: Sequence[float] = (),
-    codes: bool = False,
+    codes: torch.Tensor | None = None,
     path: str = "auto",
-) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
-    """Scale `[..., 1]`, zero point (of asymmetric grids) and, if asked for, codes of `values: [..., n]`.
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Scale `[..., 1]` and zero point (of asymmetric grids) of `values: [..., n]`; where given, `codes` is filled.
 
     `ratios` and `offsets` are what a search tries; without them scales are absmax.
     """
     shape = (*values.shape[:-1], 1)
     scale = torch.empty(shape, dtype=torch.float32)
     zero = None if symmetric else torch.empty(shape, dtype=torch.uint8)
-    rounded = torch.empty(values.shape, dtype=torch.uint8) if codes else None
     _native.grid_fit(
         as_bytes(values),
         NUMBERS[values.dtype],
@@ -67,10 +66,10 @@ def fit(
         offsets,
         scale.view(-1).numpy(),
         _flat(zero),
-        _flat(rounded),
+        _flat(codes),
         path,
     )
-    return scale.to(getattr(torch, dtypes[0])), zero, rounded
+    return scale.to(getattr(torch, dtypes[0])), zero
 
 
 def round_codes(

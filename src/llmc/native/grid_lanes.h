@@ -12,7 +12,6 @@ constexpr std::size_t kWidth = LLMC_WIDTH;
 using F = float __attribute__((vector_size(4 * LLMC_WIDTH)));
 using U = std::uint32_t __attribute__((vector_size(4 * LLMC_WIDTH)));
 using Short = std::uint16_t __attribute__((vector_size(2 * LLMC_WIDTH)));
-using Byte = std::uint8_t __attribute__((vector_size(LLMC_WIDTH)));
 
 constexpr float kMagic = 0x1.8p23f;  // added and taken away: round half to even, of what lies within +-2^22
 
@@ -51,7 +50,6 @@ inline F smaller(F a, F b) { return a < b ? a : b; }
 inline F larger(F a, F b) { return a > b ? a : b; }
 inline F clamped(F x, F low, F high) { return smaller(larger(x, low), high); }
 inline F rounded(F x) { return (x + kMagic) - kMagic; }
-inline F magnitude(F x) { return (F)((U)x & 0x7FFFFFFFu); }
 
 inline F nearest_half(F x) {  // x <= 65280
     const U bits = (U)x;
@@ -62,14 +60,6 @@ inline F nearest_half(F x) {  // x <= 65280
 inline F nearest_brain(F x) {
     const U bits = (U)x;
     return (F)((bits + 0x7FFFu + (bits >> 16 & 1u)) & ~0xFFFFu);
-}
-
-inline bool any_above(F x, F bound) {
-    const auto mask = x > bound;
-    std::uint64_t words[sizeof mask / 8], found = 0;
-    std::memcpy(words, &mask, sizeof mask);
-    for (const std::uint64_t word : words) found |= word;
-    return found != 0;
 }
 
 // Of a and b, made of segments of 2 * Half lanes, the lower or the upper half of each segment.

@@ -84,17 +84,17 @@ inline void make_params(const IntRule& rule, const Batch& batch, Tried& tried) {
     }
 }
 
-// Sums of squared errors of one group under `Tries` params: value i goes to sum i % kSums.
+// Sums of squared errors of one group under `Tries` params from `first` on: value i goes to sum i % kSums.
 template <std::size_t Tries, bool Symmetric, bool Weighted>
-void add_up(const IntRule& rule, Batch& batch, const Tried* tried, std::size_t g) {
+void add_up(const IntRule& rule, Batch& batch, const Tried* tried, std::size_t first, std::size_t g) {
     const F least = all(Symmetric ? -rule.middle() : 0), most = all(Symmetric ? rule.middle() - 1 : rule.most());
     const float *values = &batch.values[g * batch.width], *weights = batch.weights[g];
     for (std::size_t part = 0; part < kParts; ++part) {
         F sum[Tries], inverse[Tries], zero[Tries];
         for (std::size_t k = 0; k < Tries; ++k) {
             sum[k] = all(0);
-            inverse[k] = all(tried[k].inverse[g]);
-            zero[k] = all(tried[k].zero[g]);
+            inverse[k] = all(tried[first + k].inverse[g]);
+            zero[k] = all(tried[first + k].zero[g]);
         }
         for (std::size_t i = part * kWidth; i < batch.width; i += kSums) {
             const F x = load(values + i);
@@ -108,16 +108,23 @@ void add_up(const IntRule& rule, Batch& batch, const Tried* tried, std::size_t g
                 sum[k] = sum[k] + e;
             }
         }
-        for (std::size_t k = 0; k < Tries; ++k) batch.sums[k][g][part] = sum[k];
+        for (std::size_t k = 0; k < Tries; ++k) batch.sums[first + k][g][part] = sum[k];
     }
 }
 
 template <std::size_t Tries>
-void errors(const IntRule& rule, Batch& batch, Tried* tried) {
+void add_up_all(const IntRule& rule, Batch& batch, const Tried* tried, std::size_t first) {
     const bool weighted = !batch.importance.empty();
     const auto add = rule.symmetric ? (weighted ? &add_up<Tries, true, true> : &add_up<Tries, true, false>)
                                     : (weighted ? &add_up<Tries, false, true> : &add_up<Tries, false, false>);
-    for (std::size_t g = 0; g < batch.count; ++g) add(rule, batch, tried, g);
+    for (std::size_t g = 0; g < batch.count; ++g) add(rule, batch, tried, first, g);
+}
+
+template <std::size_t Tries>
+void errors(const IntRule& rule, Batch& batch, Tried* tried) {
+    constexpr std::size_t at_once = kWidth == 16 ? Tries : (Tries + 1) / 2;  // as many as there are registers for
+    add_up_all<at_once>(rule, batch, tried, 0);
+    if constexpr (at_once < Tries) add_up_all<Tries - at_once>(rule, batch, tried, at_once);
     for (std::size_t k = 0; k < Tries; ++k) {
         for (std::size_t g = 0; g < kGroups; g += kWidth) {
             F one[kWidth];
@@ -170,55 +177,25 @@ inline Tried search(const IntRule& rule, Batch& batch) {
     return best;
 }
 
-struct Chosen {
-    float scale, inverse, zero;
-};
-
-// Codes of whole chunks by the inverse of the scale. False where a quotient may lie on the other side of a tie: the two
-// are within 1.5 * 2^-23 of each other, relatively.
-inline bool round_by_inverse(const IntRule& rule, const float* values, std::size_t n, const Chosen& p,
-                             std::uint8_t* codes, bool divide) {
-    const F least = all(-p.zero), most = all(rule.most() - p.zero), inverse = all(p.inverse), scale = all(p.scale);
-    const F bound = all(0.5f - (rule.most() + 1) * 0x1p-22f);
-    const U zero = U{} + static_cast<std::uint32_t>(p.zero);
-    F far = all(0);
-    for (std::size_t i = 0; i < n; i += kWidth) {
-        const F x = load(values + i);
-        F unit = clamped(x * inverse, least, most), sum = unit + kMagic;
-        const F away = magnitude(unit - (sum - kMagic));
-        if (divide) {
-            if (any_above(away, bound)) sum = clamped(x / scale, least, most) + kMagic;
-        } else {
-            far = larger(far, away);
-        }
-        const Byte code = __builtin_convertvector((U)sum + zero, Byte);
-        std::memcpy(codes + i, &code, sizeof code);
-    }
-    return !any_above(far, bound);
-}
-
-inline void round_by_quotient(const IntRule& rule, const float* values, std::size_t n, const Chosen& p,
-                              std::uint8_t* codes) {
-    const F least = all(-p.zero), most = all(rule.most() - p.zero), scale = all(p.scale);
-    const U zero = U{} + static_cast<std::uint32_t>(p.zero);
-    for (std::size_t i = 0; i < n; i += kWidth) {
-        const F sum = clamped(load(values + i) / scale, least, most) + kMagic;
-        const Byte code = __builtin_convertvector((U)sum + zero, Byte);
-        std::memcpy(codes + i, &code, sizeof code);
+// Codes from the low bits of sums with kMagic.
+inline void narrow(const float* sums, std::size_t n, float zero, std::uint8_t* codes) {
+    const auto add = static_cast<std::uint32_t>(zero);
+    for (std::size_t i = 0; i < n; ++i) {
+        std::uint32_t bits;
+        std::memcpy(&bits, sums + i, sizeof bits);
+        codes[i] = static_cast<std::uint8_t>(bits + add);
     }
 }
 
-inline void round_group(const IntRule& rule, const float* values, std::size_t n, const Chosen& p, std::uint8_t* codes) {
-    const bool plain = p.scale >= 1e-30f && p.scale <= 1e30f;  // else the inverse may not be a normal number
-    alignas(64) std::uint8_t block[kBlock];
+inline void round_group(const IntRule& rule, const float* values, std::size_t n, float scale, float zero,
+                        std::uint8_t* codes) {
+    const F least = all(-zero), most = all(rule.most() - zero), by = all(scale);
+    alignas(64) float sums[kBlock];
     for (std::size_t i = 0; i < n; i += kBlock) {
         const std::size_t count = std::min(kBlock, n - i), whole = padded(count);
-        std::uint8_t* to = whole == count ? codes + i : block;
-        if (!plain)
-            round_by_quotient(rule, values + i, whole, p, to);
-        else if (!round_by_inverse(rule, values + i, whole, p, to, false))
-            round_by_inverse(rule, values + i, whole, p, to, true);
-        if (to == block) std::memcpy(codes + i, block, count);
+        for (std::size_t j = 0; j < whole; j += kWidth)
+            store(sums + j, clamped(load(values + i + j) / by, least, most) + kMagic);
+        narrow(sums, count, zero, codes + i);
     }
 }
 
@@ -253,11 +230,10 @@ void fit_as(const IntRule& rule, const Groups& groups, const Fitted& out) {
             make_params(rule, batch, best);
         }
         for (std::size_t g = 0; g < batch.count; ++g) {
-            const Chosen chosen{best.scale[g], best.inverse[g], best.zero[g]};
-            out.scale[at + g] = chosen.scale;
-            if (out.zero) out.zero[at + g] = static_cast<std::uint8_t>(chosen.zero);
-            if (!out.codes) continue;
-            round_group(rule, &batch.values[g * batch.width], groups.size, chosen, out.codes + (at + g) * groups.size);
+            const float scale = best.scale[g], zero = best.zero[g], *values = &batch.values[g * batch.width];
+            out.scale[at + g] = scale;
+            if (out.zero) out.zero[at + g] = static_cast<std::uint8_t>(zero);
+            if (out.codes) round_group(rule, values, groups.size, scale, zero, out.codes + (at + g) * groups.size);
         }
     }
 }
@@ -270,8 +246,7 @@ void round_as(const IntRule& rule, const Groups& groups, const Fitted& out) {
     for (std::size_t g = 0; g < groups.count; ++g) {
         take(from + g * groups.size, groups.size, values.data(), low, high);
         const float zero = out.zero ? static_cast<float>(out.zero[g]) : rule.middle();
-        const Chosen chosen{out.scale[g], 1.0f / out.scale[g], zero};
-        round_group(rule, values.data(), groups.size, chosen, out.codes + g * groups.size);
+        round_group(rule, values.data(), groups.size, out.scale[g], zero, out.codes + g * groups.size);
     }
 }
 
