@@ -103,3 +103,16 @@ def grid_round(
     path: str,
 ) -> None: ...
 def grid_paths() -> list[str]: ...
+def grid_slab(
+    running: NDArray[float32],
+    unit: NDArray[float32],
+    scale: NDArray[float32],
+    least: NDArray[float32] | None,
+    group: Sequence[int],
+    bits: int,
+    stored: int,
+    levels: NDArray[float32],
+    values: NDArray[float32],
+    errors: NDArray[float32],
+    path: str,
+) -> None: ...

@@ -92,3 +92,33 @@ def round_codes(
 
 def _flat(codes: torch.Tensor | None) -> np.ndarray[Any, np.dtype[np.uint8]] | None:
     return None if codes is None else as_bytes(codes)
+
+
+def round_columns(
+    running: torch.Tensor,
+    unit: torch.Tensor,
+    scale: torch.Tensor,
+    least: torch.Tensor | None,
+    group: Sequence[int],
+    out: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
+    *,
+    bits: int,
+    dtype: torch.dtype,
+    path: str = "auto",
+) -> None:
+    """Round at most 16 columns `running: [columns, rows]` in order; each error is carried on to the columns after it.
+
+    `out` takes levels, values as stored in `dtype`, and errors. Column j has row `group[j]` of `scale` and of `least`
+    (the least level; None: the symmetric grid), and `unit[j, i]` times its error is taken from column i > j.
+    """
+    _native.grid_slab(
+        running.numpy(),
+        unit.contiguous().numpy(),
+        scale.numpy(),
+        None if least is None else least.numpy(),
+        group,
+        bits,
+        NUMBERS[dtype],
+        *(part.numpy() for part in out),
+        path,
+    )

@@ -42,11 +42,25 @@ struct Fitted {
     std::uint8_t* codes = nullptr;
 };
 
+constexpr std::size_t kSlab = 16;  // columns of a slab at most
+
+// Columns of GPTQ, [columns, rows] each: those that run are read, the others written. Column j takes its scale and the
+// least of its levels (null: that of the symmetric grid) from row group[j]; `unit` is [columns, columns].
+struct Slab {
+    std::size_t columns = 0, rows = 0;
+    const float* running = nullptr;
+    float *levels = nullptr, *values = nullptr, *errors = nullptr;
+    const float *unit = nullptr, *scale = nullptr, *least = nullptr;
+    const std::uint32_t* group = nullptr;
+    Number stored = Number::kFloat32;
+};
+
 // Compiled for several instruction sets.
 struct GridLoops {
     const char* name;
     void (*fit)(const IntRule&, const Groups&, const Fitted&);
     void (*round)(const IntRule&, const Groups&, const Fitted&);  // codes under the params given
+    void (*slab)(const IntRule&, const Slab&);
 };
 
 extern const GridLoops kBaselineGrid, kAvx2Grid, kAvx512Grid;

@@ -2,9 +2,10 @@
 #define LLMC_ISA avx512
 #define LLMC_WIDTH 16
 #include "grid_loops.h"
+#include "grid_slab.h"
 
 namespace llmc {
 
-extern const GridLoops kAvx512Grid = {"avx512", &avx512::fit, &avx512::round};
+extern const GridLoops kAvx512Grid = {"avx512", &avx512::fit, &avx512::round, &avx512::round_slab};
 
 }  // namespace llmc

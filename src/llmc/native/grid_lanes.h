@@ -1,5 +1,7 @@
 // Vectors of LLMC_WIDTH floats for grid_loops.h, in a namespace LLMC_ISA of their own. Every float operation is that of
 // the definition: nothing here may be contracted or reordered.
+#pragma once
+
 #include <cstddef>
 #include <cstdint>
 #include <cstring>

@@ -90,6 +90,39 @@ void round(const Flat<const std::uint8_t>& values, unsigned number, std::size_t 
     loops.round(rule, groups, out);
 }
 
+using Matrix = nb::ndarray<float, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
+using Constant = nb::ndarray<const float, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
+
+void slab(const Constant& running, const Constant& unit, const Constant& scale, const std::optional<Constant>& least,
+          const std::vector<std::uint32_t>& group, unsigned bits, unsigned stored, const Matrix& levels,
+          const Matrix& values, const Matrix& errors, const std::string& path) {
+    const GridLoops& loops = grid_loops(path);
+    const IntRule rule = rule_of(bits, !least.has_value(), false, false);
+    Slab job;
+    job.columns = running.shape(0);
+    job.rows = running.shape(1);
+    const auto shaped = [](const auto& matrix, std::size_t rows, std::size_t columns) {
+        return matrix.shape(0) == rows && matrix.shape(1) == columns;
+    };
+    want(job.columns <= kSlab && group.size() == job.columns, "a slab has up to 16 columns, each with a group");
+    want(shaped(unit, job.columns, job.columns), "the triangle is not of the size of the slab");
+    for (const Matrix& out : {levels, values, errors}) want(shaped(out, job.columns, job.rows), "an output is not of the size of the slab");
+    want(scale.shape(1) == job.rows && (!least || shaped(*least, scale.shape(0), job.rows)), "there is not one scale for each row");
+    want(std::all_of(group.begin(), group.end(), [&scale](std::uint32_t g) { return g < scale.shape(0); }), "there is no such group");
+    want(stored <= 2, "numbers are float32, bfloat16 or float16");
+    job.running = running.data();
+    job.unit = unit.data();
+    job.scale = scale.data();
+    job.least = least ? least->data() : nullptr;
+    job.group = group.data();
+    job.stored = static_cast<Number>(stored);
+    job.levels = levels.data();
+    job.values = values.data();
+    job.errors = errors.data();
+    const nb::gil_scoped_release unlocked;
+    loops.slab(rule, job);
+}
+
 }  // namespace
 
 void add_grids(nb::module_& m) {
@@ -98,6 +131,9 @@ void add_grids(nb::module_& m) {
           nb::arg("offsets"), nb::arg("scale"), nb::arg("zero").none(), nb::arg("codes").none(), nb::arg("path"));
     m.def("grid_round", &round, nb::arg("values"), nb::arg("number"), nb::arg("size"), nb::arg("bits"),
           nb::arg("scale"), nb::arg("zero").none(), nb::arg("codes"), nb::arg("path"));
+    m.def("grid_slab", &slab, nb::arg("running"), nb::arg("unit"), nb::arg("scale"), nb::arg("least").none(),
+          nb::arg("group"), nb::arg("bits"), nb::arg("stored"), nb::arg("levels"), nb::arg("values"),
+          nb::arg("errors"), nb::arg("path"));
     m.def("grid_paths", &grid_paths);
 }
 
