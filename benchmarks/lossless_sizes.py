@@ -150,7 +150,8 @@ def zipnn_bits(entries: dict[str, TensorEntry], elements: int, python: str) -> s
         for e in entries.values()
     ]
     done = subprocess.run([python, "-c", PEER], input="\n".join(lines), capture_output=True, text=True, check=True)
-    return f"{8 * int(done.stdout.split()[-1]) / elements:.3f}"
+    named = sum(len(entry.name) + 60 for entry in entries.values())  # as in a safetensors header
+    return f"{8 * (int(done.stdout.split()[-1]) + named) / elements:.3f}"
 
 
 def tool_bits(command: list[str], file: Path, scratch: Path, width: float) -> str:

@@ -70,10 +70,14 @@ def sizes(numbers: rans.Bytes) -> str:
     bits = numbers.view(np.uint16)
     exponents, joint = 8 + entropy(bits >> 7 & 255), entropy(bits)
     n = bits.size
-    balanced, small = (8 * sum(part.size for part in planes.encode(numbers, how)) / n for how in (BF16, SMALL))
+    made = [planes.encode(numbers, how) for how in (BF16, SMALL)]
+    balanced, small = (8 * (stream.size + raw.size) / n for stream, raw in made)
+    symbols = [int((rans.describe(stream, n).tables > 0).sum()) for stream, _ in made]
+    paths = " and ".join(f"{rans.path_of(made[i][0], n)} ({symbols[i]} symbols)" for i in (0, 1))
     return (
         f"balanced {balanced:.4f} bits per weight, {100 * (balanced / exponents - 1):.3f} % above H(exponent) + 8\n"
         f"small {small:.4f} bits per weight, {100 * (small / joint - 1):.3f} % above H(sign, exponent, mantissa)\n"
+        f"what decodes them where no path is named: {paths}\n"
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,7 +13,19 @@ from hypothesis import strategies as st
 
 from llmc.errors import InputError
 from llmc.formats import coded_tensor, planes, rans, tensor_coder
-from llmc.formats.coded_tensor import BYTES, COLUMNS, CONSTANT, PLANES, RAW, ROWS, SAME, decode, parse_head
+from llmc.formats.coded_tensor import (
+    BYTES,
+    COLUMNS,
+    CONSTANT,
+    PIECES,
+    PLANES,
+    RAW,
+    ROWS,
+    SAME,
+    Head,
+    decode,
+    parse_head,
+)
 from llmc.formats.kernels import coded_tensor as reference
 from llmc.formats.rans import as_bytes
 from llmc.formats.tensor_coder import MODES, encode, entropy
@@ -137,6 +150,38 @@ def test_float64_is_coded_by_bytes() -> None:
     assert check(weights(100, 100, dtype=torch.float64)).head.kind == BYTES
 
 
+@pytest.mark.parametrize("rest", [0, 5])
+def test_rows_that_were_never_trained_are_coded_apart(rest: int) -> None:
+    """Padding of a vocabulary, and rows that are still what a narrower dtype made them."""
+    values = weights(400, 400, dtype=torch.float32).reshape(-1)
+    values[40_000:80_000] = values[40_000:80_000].half().float()
+    values[90_000:] = 0.25
+    coded = check(values[: values.numel() - rest])
+    assert coded.head.kind == PIECES and coded.head.pieces == 5  # the last: what fills no block
+    apart = sum(check(values[a:b]).nbytes for a, b in ((0, 40_960), (40_960, 77_824), (77_824, 90_112)))
+    assert coded.nbytes < apart + 1000
+    assert coded.nbytes < 0.75 * encode(values + weights(160_000, dtype=torch.float32, seed=3) * 1e-6).nbytes
+
+
+def test_many_short_runs_are_not_pieces() -> None:
+    values = weights(1000, 4096, dtype=torch.bfloat16)
+    values[::2] = 0
+    assert check_fast(values, "balanced").head.kind != PIECES
+
+
+def test_pieces_must_make_the_whole() -> None:
+    values = weights(300, 400, dtype=torch.float32)
+    values[150:] = 0
+    coded = encode(values)
+    assert coded.head.kind == PIECES
+    with pytest.raises(InputError, match="the pieces of a coded tensor do not make the whole"):
+        decode(
+            np.concatenate([as_bytes(coded_tensor.pack_head(replace(coded.head, shape=(300, 399)))), *coded.pieces[1:]])
+        )
+    with pytest.raises(InputError, match="a coded tensor of 0 pieces"):
+        decode(as_bytes(coded_tensor.pack_head(Head(PIECES, "float32", (3,), "float32"))))
+
+
 def test_noise_stays_raw() -> None:
     assert check(noise(100_000, torch.uint8)).head.kind == RAW
     assert check(noise(100_000, torch.bfloat16)).head.kind == RAW
@@ -149,7 +194,7 @@ def test_balanced_is_at_its_limit(dtype: torch.dtype) -> None:
     coded = check_fast(values, "balanced")
     how = planes.BALANCED[str(dtype).removeprefix("torch.")]
     fields, _ = planes.split(values, how)
-    limit = entropy(np.bincount(fields[0], minlength=256)) + how.raw_bits
+    limit = entropy(np.bincount(fields, minlength=256)) + how.raw_bits
     assert coded.limit_bits == pytest.approx(limit, abs=1e-9)
     assert limit <= 8 * coded.nbytes / values.numel() <= 1.001 * limit
 
@@ -233,19 +278,20 @@ def resealed(data: np.ndarray, at: int, new: bytes) -> np.ndarray:
     return bad
 
 
-# The head of a tensor with two dimensions: magic 0-3, kind 4, dtype 5, held 6, dimensions 7, shape 8-23, split from 24.
+# The head of a tensor [40, 50]: magic 0-3, kind 4, dtype 5, held 6, dimensions 7, shape 8 and 9, coder 10, sign 11,
+# coded bits 12, axis 13, groups 14, lengths of the parts from 15 on, two bytes each.
 LIES = {
     "another magic": (0, b"lLT9", "no coded tensor: it begins with b'lLT9'"),
     "an unknown kind": (4, b"\x09", "a coded tensor of unknown kind 9"),
     "an unknown dtype": (5, b"\xc8", "dtypes 200"),
     "a dtype that cannot hold the values": (6, b"\x11", "whose values are float32"),
-    "a shape of more bytes than there are": (8, (1 << 50).to_bytes(8, "little"), "more than 1099511627776 bytes"),
-    "a shape that the stream is not of": (8, (41).to_bytes(8, "little"), "rans|planes|stream|symbols|bytes"),
-    "a negative shape": (8, b"\xff" * 8, "more than 1099511627776 bytes"),
-    "a sign that moves too far": (24, b"\x10", "the sign below 16"),
-    "an axis without groups": (27, b"\x07", "groups along axis 7"),
-    "no groups": (28, b"\x00", "a coded tensor of 0 groups"),
-    "a part beyond the end": (29, (1 << 40).to_bytes(8, "little"), "claims"),
+    "a shape that the stream is not of": (8, b"\x29", "rans|planes|stream|symbols|bytes"),
+    "an unknown coder": (10, b"\x63", "the unknown coder 99"),
+    "a sign that moves too far": (11, b"\x10", "the sign below 16"),
+    "no coded bits": (12, b"\x00", "codes 0 of 16 bits"),
+    "an axis without groups": (13, b"\x07", "groups along axis 7"),
+    "no groups": (14, b"\x00", "a coded tensor of 0 groups"),
+    "a part beyond the end": (16, b"\x7f", "claims"),
 }
 
 
@@ -260,4 +306,17 @@ def test_a_head_that_lies_is_refused(name: str) -> None:
 def test_a_raw_part_of_another_size_is_refused() -> None:
     data = joined(encode(noise(64, torch.int32).view(8, 8)))
     with pytest.raises(InputError, match="part 0 of a coded tensor has 256 bytes where 224 belong"):
-        decode(resealed(data, 8, (7).to_bytes(8, "little")))
+        decode(resealed(data, 8, b"\x07"))
+
+
+@pytest.mark.parametrize("shape", [(1 << 50,), (1 << 30, 1 << 30), (0, 1 << 62)])
+def test_a_shape_of_more_bytes_than_any_tensor_has_is_refused(shape: tuple[int, ...]) -> None:
+    head = replace(encode(torch.zeros(30, 30)).head, shape=shape)
+    with pytest.raises(InputError, match="more than 1099511627776 bytes"):
+        decode(np.frombuffer(coded_tensor.pack_head(head) + bytes(4), np.uint8))
+
+
+def test_a_number_without_end_is_refused() -> None:
+    data = b"lLT1" + bytes((0, 1, 1, 1)) + b"\xff" * 100
+    with pytest.raises(InputError, match="a number in the head of a coded tensor is too long"):
+        decode(np.frombuffer(data, np.uint8))

@@ -293,5 +293,22 @@ def test_an_unknown_mode_is_refused(model: Path, tmp_path: Path, wrong: str) -> 
 def test_a_coded_folder_is_refused_by_name(coded: Path, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"model.llmc.safetensors is coded already; see llmc decompress"):
         llmc.lossless(coded, tmp_path / "out")
+    with pytest.raises(InputError, match=r"its tensors are coded without loss; llmc decompress gives them back"):
+        llmc.export(coded, tmp_path / "out", format="dense")
     with pytest.raises(InputError, match=r"the checkpoint is coded already \(llmc\); turn it into plain weights with"):
         llmc.quantize(str(coded), tmp_path / "out")
+
+
+def test_a_header_in_another_order_than_the_bytes(tmp_path: Path) -> None:
+    """The room for the header is measured on the order that is written: offsets of other lengths."""
+    from llmc.safetensors_header import write_header
+
+    sizes = {"big": 3_000_000, **{f"t{i:03}": 2 for i in range(200)}}
+    header, spans = write_header([(n, torch.uint8, (size,)) for n, size in sizes.items()])
+    listed = json.loads(header[8:])
+    turned = json.dumps(dict(sorted(listed.items(), reverse=True))).encode()
+    data = np.random.default_rng(0).integers(0, 256, spans["t199"][1] - spans["big"][0], np.uint8).tobytes()
+    (tmp_path / "m.safetensors").write_bytes(len(turned).to_bytes(8, "little") + turned + data)
+    llmc.lossless(tmp_path / "m.safetensors", tmp_path / "coded", exact_files=True)
+    llmc.decompress(tmp_path / "coded", tmp_path / "plain")
+    assert (tmp_path / "plain" / "m.safetensors").read_bytes() == (tmp_path / "m.safetensors").read_bytes()

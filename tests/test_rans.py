@@ -187,6 +187,16 @@ def test_constant_and_tiny_streams(n: int) -> None:
     assert (reference.decode(stream.tobytes()) == 9).all()
 
 
+def test_auto_is_one_of_the_paths() -> None:
+    for alphabet in (5, 30, 60, 200):
+        symbols = plane(4, 1 << 14, alphabet)
+        stream = rans.encode(symbols, lanes=64)
+        assert rans.path_of(stream, symbols.size) in PATHS
+    assert rans.path_of(rans.encode(symbols, lanes=4), symbols.size) == "scalar"
+    with pytest.raises(InputError):
+        rans.path_of(stream[:20], symbols.size)
+
+
 def test_lanes_fall_with_the_size() -> None:
     assert [rans.lanes_for(n) for n in (0, 1 << 15, 1 << 16, 1 << 18, 1 << 20, 1 << 30)] == [4, 4, 8, 32, 64, 64]
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from llmc.formats import rans
+from llmc.formats import planes, rans
 from llmc.formats.kernels import rans_reference as reference
 
 TEXT = np.frombuffer(b"she sells sea shells by the sea shore", np.uint8)
@@ -79,3 +79,58 @@ def test_frozen_streams(name: str) -> None:
     for path in rans.paths():
         assert np.array_equal(rans.decode(frozen, values.size, contexts=contexts, path=path), values)
     assert stream.tobytes().hex() == STREAMS[name], "the encoder's choices have changed: old streams still decode"
+
+
+WEIGHTS = (np.arange(40) * 2654435761 % 2**32).astype(np.uint32) % 0x0600_0000 + 0x3A00_0000
+WEIGHTS[::3] |= 0x8000_0000
+WEIGHTS[[5, 6, 7]] = 0x7FC0_0001, 0xFF80_0000, 0x8000_0000  # a NaN, minus infinity, minus zero
+
+NUMBERS = {
+    "bf16 balanced": (
+        (
+            "6c5241310c02000028000000000000000000100000010100000000001f0000000067007280049a0366b3029a03b302b3"
+            "02cd01b302b302b302b302007ecd010800000000000000c436bed7576688abd311090013e65e00aa711c004cd82800bf"
+            "74c7ceea8af4c0706937d4584e8755"
+        ),
+        ("016edc4dba80010176e754c433a21081ee5ecd3caa1988f667d444b32290016ede4dbc2a9b0878e7"),
+    ),
+    "bf16 small": (
+        (
+            "6c5241310e02000028000000000000000000100030000200d00100005500000000cc090001b3069a0300009a03b30600"
+            "029a0300009a039a039a0300009a03b3069a0300009a03b30600019a03b30600019a039a0300009a03b3060001b3069a"
+            "0300019a039903000099039903990300009903cc090900000003000000800f30ac142ac865bcc1a98bd6d5d3863e0726"
+            "67629b01005b7c1b7582254e147ea997c2f99765898f31fe03fc030000"
+        ),
+        ("81cb353a1004f64911b30805aed7f06a86d82745cc2214b85ec3ab1b829f"),
+    ),
+    "fp32 small": (
+        (
+            "6c5241310e02000028000000000000000000100030000200d00100005500000000cc090001b3069a0300009a03b30600"
+            "029a0300009a039a039a0300009a03b3069a0300009a03b30600019a03b30600019a039a0300009a03b3060001b3069a"
+            "0300019a039903000099039903990300009903cc090900000003000000800f30ac142ac865bcc1a98bd6d5d3863e0726"
+            "67629b01005b7c1b7582254e147ea997c2f99765898f31fe03fc030000"
+        ),
+        (
+            "010080d8bc4b6cde9d683388cdbb0000100000040000109bf79ca3491d58d9d4119968b3fe96c8f514fd0a012036af60"
+            "8a57ced11841f0a803ebc27dc6a68e3877df31d1a62471457f4b5cadceb89ea28664d4570878e3bd406cdee8574330c5"
+            "9b19adc9399a4a4bc20882bf4f9c"
+        ),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", NUMBERS)
+def test_frozen_numbers(name: str) -> None:
+    """A stream of fields and the raw bits below them."""
+    dtype, mode = name.split()
+    numbers = WEIGHTS if dtype == "fp32" else (WEIGHTS >> 16).astype(np.uint16)
+    splits = planes.BALANCED if mode == "balanced" else planes.SMALL
+    how = splits["float32" if dtype == "fp32" else "bfloat16"]
+    stream, raw = (np.frombuffer(bytes.fromhex(part), np.uint8) for part in NUMBERS[name])
+    for path in rans.paths():
+        back = np.empty_like(numbers)
+        planes.decode(stream, raw, how, back, path=path)
+        assert np.array_equal(back, numbers)
+    made, rest = planes.encode(numbers, how)
+    assert rest.tobytes() == raw.tobytes()
+    assert made.tobytes() == stream.tobytes(), "the encoder's choices have changed: old streams still decode"

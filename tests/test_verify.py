@@ -331,5 +331,5 @@ def test_malformed_names_the_first_wrong_field() -> None:
     whole: dict[str, Any] = {"format_version": 1}
     assert malformed(whole) is None
     assert malformed({}) == "format_version"
-    assert malformed({**whole, "tensors": {"a": {"file": "f"}}}) == "tensors[a].sha256"
+    assert malformed({**whole, "tensors": {"a": {"file": 1, "sha256": ""}}}) == "tensors[a].file"
     assert malformed({**whole, "files": {"a": {"bytes": "1", "sha256": ""}}}) == "files[a].bytes"

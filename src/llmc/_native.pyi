@@ -55,12 +55,13 @@ def encode_numbers(
     sign_after: int,
     coded: int,
     numbers: NDArray[uint8],
+    raw: NDArray[uint8],
     bits: int,
     lanes_log2: int,
     chunk: int,
     threads: int,
     path: str,
-) -> tuple[NDArray[uint8], NDArray[uint8]]: ...
+) -> NDArray[uint8]: ...
 def decode_numbers(
     bytes: int,
     sign_after: int,
@@ -116,3 +117,4 @@ def grid_slab(
     errors: NDArray[float32],
     path: str,
 ) -> None: ...
+def path_of(stream: NDArray[uint8], n: int) -> str: ...

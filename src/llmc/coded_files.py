@@ -92,6 +92,8 @@ class CodedTensors:
         with self._named(name):
             data = as_bytes(stored)
             head = coded_tensor.parse_head(data)
+            if head.nbytes > memory():
+                raise MemoryError(f"claims {head.nbytes} bytes, more than the {memory()} of this machine")
             if head.kind != SAME:
                 return coded_tensor.decode(data, threads=threads)
             return self._repeated(name, head, coded_tensor.same_as(data), threads)
@@ -99,7 +101,7 @@ class CodedTensors:
     def tensors(self, names: Iterable[str] | None = None, *, threads: int = 1) -> Iterator[tuple[str, torch.Tensor]]:
         """Names and tensors in the order of the files, the next one being read while one is decoded."""
         wanted = list(self.entries if names is None else names)
-        for name, stored in ahead(self._stored, wanted):
+        for name, stored in overlapped(self._stored, wanted):
             yield name, self.decode(name, stored, threads=threads)
 
     def _stored(self, name: str) -> torch.Tensor:
@@ -138,17 +140,22 @@ class _Named:
             raise MemoryLimitError(f"tensor {self.name}: {error}", where=where) from error
 
 
+def memory() -> int:
+    """Bytes of RAM that the machine has."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
 def cores() -> int:
     """How many processors this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def ahead(prepare: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[tuple[Item, Result]]:
-    """Each item with what `prepare` makes of it, the next one being prepared meanwhile."""
+def overlapped(work: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[tuple[Item, Result]]:
+    """Each item with what `work` makes of it, in another thread while the next item comes and the last one goes."""
     with ThreadPoolExecutor(1) as pool:
         before = None
         for item in items:
-            coming = (item, pool.submit(prepare, item))
+            coming = (item, pool.submit(work, item))
             if before is not None:
                 yield before[0], before[1].result()
             before = coming

@@ -71,6 +71,8 @@ def export(
     check_apart(out, source)
     check_out(out, force)
     checkpoint = Checkpoint(source, encoded=True)
+    if checkpoint.coded is not None:
+        raise InputError("its tensors are coded without loss", where=source.name, fix="llmc decompress gives them back")
     if not checkpoint.packed:
         raise InputError("no encoded matrix in it", where=source.name, fix="export starts from a quantized folder")
     specs = _specs(checkpoint, container)

@@ -5,6 +5,7 @@ What had to be edited is kept in the manifest as it was (`original_files`), so t
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from collections.abc import Sequence
@@ -16,7 +17,7 @@ from llmc.artifact import Folder, Unit
 from llmc.card import lossless_card
 from llmc.coded_files import INDEX, coded_name
 from llmc.formats.kernel_folder import kernel_files
-from llmc.manifest import digest_file, dump_json, write_manifest
+from llmc.manifest import dump_json, write_manifest
 from llmc.safetensors_file import SafetensorsFile
 from llmc.sidecar import plain_files
 from llmc.structure import Table
@@ -129,7 +130,7 @@ def _manifest(
     left_out = ("name", "start", "stop")
     tensors = {
         row["name"]: {
-            "sha256": digests[row["name"]],
+            "crc32c": digests[row["name"]],
             "bytes": row["stop"] - row["start"],
             **{key: value for key, value in row.items() if key not in left_out},
         }
@@ -142,7 +143,7 @@ def _manifest(
         "model_bits_per_weight": round(result.bits_per_weight, 6),
     }
     originals = {
-        file.path.name: {"bytes": file.size, "sha256": digest_file(file.path) if how["exact_files"] else None}
+        file.path.name: {"bytes": file.size, "header": _header_digest(file) if how["exact_files"] else None}
         for file in files
     }
     return {
@@ -156,6 +157,12 @@ def _manifest(
         "tensors": dict(sorted(tensors.items())),
         "notes": list(result.notes),
     }
+
+
+def _header_digest(file: SafetensorsFile) -> str:
+    """SHA-256 of the header: with those of the tensors it says what every byte of the file was."""
+    with open(file.path, "rb") as source:
+        return hashlib.sha256(source.read(file.header_size)).hexdigest()
 
 
 def _copy_files(source: Path | None, folder: Path, how: dict[str, Any]) -> tuple[dict[str, str], list[str]]:
@@ -196,7 +203,7 @@ def _groups(rows: Sequence[dict[str, Any]]) -> tuple[tuple[str, ...], ...]:
     groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for row in rows:
         narrower = "" if row["held"] == row["dtype"].removeprefix("torch.") else f" as {row['held']}"
-        bits = "".join(f" {n}" for n in row["coded_bits"])
+        bits = f" {row['coded_bits']}" if row["coded_bits"] else ""
         groups.setdefault((row["dtype"].removeprefix("torch."), row["kind"] + bits + narrower), []).append(row)
     out = []
     for (dtype, kind), members in groups.items():

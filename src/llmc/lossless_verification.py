@@ -13,8 +13,9 @@ from typing import Any
 import torch
 
 from llmc.artifact import raw_bytes
-from llmc.coded_files import CodedTensors, ahead, cores, together
+from llmc.coded_files import CodedTensors, cores, overlapped, together
 from llmc.errors import InputError, LlmcError
+from llmc.formats import rans
 from llmc.safetensors_file import load, read_file, read_folder
 from llmc.safetensors_header import TensorEntry
 from llmc.structure import Progress
@@ -30,7 +31,7 @@ def check_values(path: Path, manifest: dict[str, Any], progress: Progress) -> tu
     problems = [f"tensor {name} is {word}" for name, word in _differing(coded.entries, recorded, "not recorded")]
     names = [name for name in coded.entries if name in recorded]
     total, done = sum(coded.entries[name].nbytes for name in names) / 1e6, 0.0
-    for name, stored in ahead(lambda n: load(coded.entries[n]), names):
+    for name, stored in overlapped(lambda n: load(coded.entries[n]), names):
         problems += _check(coded, name, stored, recorded[name])
         done += coded.entries[name].nbytes / 1e6
         progress("decode MB", done, total)
@@ -51,13 +52,18 @@ def check_against(path: Path, original: Path, manifest: dict[str, Any]) -> list[
     return problems
 
 
+def crc_of(stored: torch.Tensor) -> str:
+    """The sum of a tensor's stored bytes, as the manifest has it."""
+    return f"{rans.crc32c(stored):08x}"
+
+
 def _differing(one: Iterable[str], other: Iterable[str], absent: str) -> list[tuple[str, str]]:
     here, there = set(one), set(other)
     return [(name, absent) for name in sorted(here - there)] + [(name, "missing") for name in sorted(there - here)]
 
 
 def _check(coded: CodedTensors, name: str, stored: torch.Tensor, recorded: dict[str, Any]) -> list[str]:
-    if hashlib.sha256(raw_bytes(stored)).hexdigest() != recorded["sha256"]:
+    if crc_of(stored) != recorded.get("crc32c"):
         return [f"tensor {name} differs"]
     try:
         tensor = coded.decode(name, stored, threads=cores())

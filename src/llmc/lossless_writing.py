@@ -21,9 +21,9 @@ from typing import Any
 import torch
 
 from llmc.artifact import Artifact, Folder, Unit, check_apart, check_out, disk_errors, raw_bytes
-from llmc.coded_files import SUFFIX, ahead, coded_name, cores, together
+from llmc.coded_files import SUFFIX, coded_name, cores, overlapped, together
 from llmc.errors import CheckpointError, InputError, UsageError
-from llmc.formats import tensor_coder
+from llmc.formats import rans, tensor_coder
 from llmc.formats.tensor_coder import MODES, Coded
 from llmc.layout import Slot, WeightFiles
 from llmc.loading import located
@@ -36,6 +36,7 @@ from llmc.structure import Progress, silent
 UNIT = 32 << 20  # source bytes between two entries of the journal
 FORMAT = "llmc lossless 1"
 HEADER_LIMIT = 8 << 20  # of an original header, compressed
+OVERHEAD = 64  # more than the head of a tensor that was not made smaller, its shape left out
 LEAST_SHARE = 0.5  # of the source that the output takes for sure: what the disk must have free
 
 
@@ -121,8 +122,11 @@ class GrowingFolder(Folder):
         self.end: dict[str, int] = {}
         for file in files:
             name = coded_name(file.path.name)
-            widest = [(n, torch.uint8, (1 << 44,)) for n in file.entries]
-            self.end[name] = len(write_header(widest, self.metadata[name])[0])
+            longest = max((len(n.encode()) for f in files for n in f.entries), default=0)  # a twin's name is its part
+            most = [
+                (e.name, torch.uint8, (max(e.nbytes, longest) + OVERHEAD + 10 * len(e.shape),)) for e in _in_order(file)
+            ]
+            self.end[name] = len(write_header(most, self.metadata[name])[0])
             self.files.sizes[name] = int(LEAST_SHARE * file.size)
 
     def at(self, path: Path, files: WeightFiles) -> Folder:
@@ -140,27 +144,33 @@ class GrowingFolder(Folder):
         for row in report:
             self.files.slots[row["name"]] = _slot(row)
 
-    def follows(self, report: list[dict[str, Any]]) -> bool:
-        """Take a finished unit as the next one, if it lies where the next one has to."""
+    def follows(self, report: list[dict[str, Any]], entries: list[TensorEntry]) -> bool:
+        """Take a finished unit as the next one, if it holds these tensors and lies where the next one has to."""
         slots = [_slot(row) for row in report]
-        if not slots or slots[0].start != self.end[slots[0].file]:
+        if [row["name"] for row in report] != [e.name for e in entries] or slots[0].start != self.end[slots[0].file]:
             return False
         self.end[slots[-1].file] = slots[-1].stop
         return True
 
     def append(self, file: str, name: str, coded: Coded) -> tuple[dict[str, Any], str]:
-        """Write a tensor at the end of a file; its place, and the SHA-256 of its bytes."""
+        """Write a tensor at the end of a file; its place, and the sum of its bytes."""
         start = at = self.end[file]
-        digest = hashlib.sha256()
+        crc = 0
         for piece in coded.pieces:
-            data = piece.data
-            self._write_at(file, at, data)
-            digest.update(data)
+            self._write_at(file, at, piece.data)
+            crc = rans.crc32c(piece, crc)
             at += piece.size
         self.end[file] = at
         row = {"name": name, "file": file, "start": start, "stop": at}
         self.files.slots[name] = _slot(row)
-        return row, digest.hexdigest()
+        return row, f"{crc:08x}"
+
+    def digest(self, name: str) -> str:
+        """CRC-32C of the bytes that a tensor has on disk: its decoded bits have a SHA-256, and so has the file."""
+        crc = 0
+        for data in self._pieces(name):
+            crc = rans.crc32c(data, crc)
+        return f"{crc:08x}"
 
     def complete(self, file: str) -> None:
         """Write the header of a file whose tensors are all there."""
@@ -168,6 +178,8 @@ class GrowingFolder(Folder):
         order = sorted(slots, key=lambda name: slots[name].start)
         room = min([slots[name].start for name in order], default=self.end[file])
         header, _ = write_header([(n, torch.uint8, slots[n].shape) for n in order], self.metadata[file])
+        if len(header) > room:
+            raise RuntimeError(f"the header of {file} needs {len(header)} bytes and has {room}")
         text = header[8:] + b" " * (room - len(header))
         with disk_errors(self.path / file):
             os.pwrite(self._open[file], len(text).to_bytes(8, "little") + text, 0)
@@ -190,21 +202,28 @@ class Run:
         total, done = sum(f.size for f in self.files) / 1e6, 0.0
         first: dict[str, str] = {}  # dtype, shape and digest -> the tensor that was the first to have them
         for file in self.files:
-            for number, names in enumerate(_units(file)):
-                unit = f"{file.path.name} {number}"
+            units = [(f"{file.path.name} {number}", entries) for number, entries in enumerate(_units(file))]
+            for (unit, entries), tensors in overlapped(self._read, units):
                 before = self.artifact.done.get(unit)
-                if before is None or not self.place.follows(before.report):
-                    before = self._code(unit, file, names, first)
+                if before is None or not self.place.follows(before.report, entries):
+                    before = self._code(unit, entries, tensors, first)
                 for row in before.report:
                     first.setdefault(_key(row), row["name"])
-                done += sum(file.entries[name].nbytes for name in names) / 1e6
+                done += sum(entry.nbytes for entry in entries) / 1e6
                 self.progress("code MB", done, total)
             self.place.complete(coded_name(file.path.name))
 
-    def _code(self, unit: str, file: SafetensorsFile, names: list[str], first: dict[str, str]) -> Unit:
+    def _read(self, unit: tuple[str, list[TensorEntry]]) -> list[tuple[torch.Tensor, str]]:
+        """The tensors of a unit and the SHA-256 of their bits; none of one that is done already."""
+        return [] if unit[0] in self.artifact.done else [_read(entry) for entry in unit[1]]
+
+    def _code(
+        self, unit: str, entries: list[TensorEntry], tensors: list[tuple[torch.Tensor, str]], first: dict[str, str]
+    ) -> Unit:
         rows, digests = [], {}
         known = dict(first)
-        for name, (tensor, decoded) in ahead(lambda n: _read(file.entries[n]), names):
+        for entry, (tensor, decoded) in zip(entries, tensors or map(_read, entries), strict=True):
+            name, file = entry.name, coded_name(entry.file.name)
             about = {"dtype": str(tensor.dtype), "shape": list(tensor.shape), "decoded": decoded}
             twin = known.setdefault(_key(about), name)
             same = twin != name and tensor.nbytes > 256
@@ -213,7 +232,7 @@ class Run:
                 if same
                 else tensor_coder.encode(tensor, self.mode, threads=self.threads)
             )
-            row, digests[name] = self.place.append(coded_name(file.path.name), name, coded)
+            row, digests[name] = self.place.append(file, name, coded)
             rows.append({**row, **about, "elements": tensor.numel(), **coded.row()})
         made = Unit(unit, {"": digests}, rows)
         self.artifact.record(made)
@@ -229,18 +248,23 @@ def _key(row: dict[str, Any]) -> str:
     return f"{row['dtype']} {row['shape']} {row['decoded']}"
 
 
-def _units(file: SafetensorsFile) -> Iterator[list[str]]:
-    """The names of a file's tensors in the order of their bytes, in pieces that are worth a line of the journal."""
-    names: list[str] = []
+def _units(file: SafetensorsFile) -> Iterator[list[TensorEntry]]:
+    """A file's tensors in the order of their bytes, in pieces that are worth a line of the journal."""
+    entries: list[TensorEntry] = []
     size = 0
-    for entry in sorted(file.entries.values(), key=lambda e: (e.start, e.stop)):
-        names.append(entry.name)
+    for entry in _in_order(file):
+        entries.append(entry)
         size += entry.nbytes
         if size >= UNIT:
-            yield names
-            names, size = [], 0
-    if names:
-        yield names
+            yield entries
+            entries, size = [], 0
+    if entries:
+        yield entries
+
+
+def _in_order(file: SafetensorsFile) -> list[TensorEntry]:
+    """A file's tensors in the order of their bytes, which is that of the coded file too."""
+    return sorted(file.entries.values(), key=lambda e: (e.start, e.stop))
 
 
 def _slot(row: dict[str, Any]) -> Slot:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ KINDS: dict[str, type] = {
     "notes": list,
 }
 RECORDS: dict[str, dict[str, type]] = {
-    "tensors": {"file": str, "sha256": str},
+    "tensors": {"file": str},
     "targets": {"target": str, "tensor": str, "transposed": bool, "decoded": str},
     "files": {"bytes": int, "sha256": str},
     "fields": {},
@@ -64,7 +65,9 @@ def write_manifest(folder: Path, body: dict[str, Any]) -> None:
     """
     files = {p.relative_to(folder).as_posix(): p for p in sorted(folder.rglob("*")) if p.is_file()}
     files = {name: path for name, path in files.items() if name not in (MANIFEST, SUMS)}  # of a run cut off here
-    listed = {name: {"bytes": path.stat().st_size, "sha256": digest_file(path)} for name, path in files.items()}
+    with ThreadPoolExecutor() as pool:
+        digests = dict(zip(files, pool.map(digest_file, files.values()), strict=True))
+    listed = {name: {"bytes": path.stat().st_size, "sha256": digests[name]} for name, path in files.items()}
     fields = {}
     for name, path in files.items():
         document = _json_object(path) if name.endswith(".json") and path.stat().st_size < 1 << 20 else None

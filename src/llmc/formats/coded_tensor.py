@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import struct
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -22,8 +22,9 @@ from llmc.formats.planes import Split
 from llmc.formats.rans import Bytes, as_bytes
 
 MAGIC = b"lLT1"
-RAW, CONSTANT, SAME, PLANES, BYTES = range(5)
-KINDS = ("raw", "constant", "same", "planes", "bytes")
+RAW, CONSTANT, SAME, PLANES, BYTES, PIECES = range(6)
+KINDS = ("raw", "constant", "same", "planes", "bytes", "pieces")
+RANS = 0  # how the streams of PLANES are coded
 NO_AXIS, ROWS, COLUMNS = range(3)
 AXES = ("", "rows", "columns")
 LIMIT = 1 << 40
@@ -31,6 +32,7 @@ LIMIT = 1 << 40
 DIMENSIONS = 64
 GROUPS = 64
 NAME_LIMIT = 1 << 16
+MOST_PIECES = 1 << 12
 
 # The position of a dtype is its number in the head: append only.
 DTYPES: tuple[tuple[str, int], ...] = (
@@ -59,7 +61,8 @@ class Head:
         axis: PLANES: what was put into groups that have tables of their own: NO_AXIS, ROWS or COLUMNS.
         groups: PLANES: how many, 1 with NO_AXIS.
         coded: BYTES: for each byte of an element, whether it is a stream.
-        lengths, sums: bytes of the parts, and the CRC-32C of those that are no streams (0 for streams).
+        pieces: PIECES: how many coded tensors of one dimension stand one after the other.
+        lengths, sums: bytes of the parts, and the CRC-32C of those that have no sums of their own (0 for the others).
         size: bytes of the head.
     """
 
@@ -71,6 +74,7 @@ class Head:
     axis: int = NO_AXIS
     groups: int = 1
     coded: tuple[bool, ...] = ()
+    pieces: int = 0
     lengths: tuple[int, ...] = ()
     sums: tuple[int, ...] = ()
     size: int = 0
@@ -94,32 +98,33 @@ class Head:
     def described(self) -> str:
         """In words: `bfloat16 in planes 8 + 8`."""
         what = f"{self.dtype}{'' if self.held == self.dtype else f' as {self.held}'}, {KINDS[self.kind]}"
-        fields = f" {' + '.join(map(str, self.split.coded))} of {8 * self.split.bytes} bits" if self.split else ""
+        fields = f" {self.split.coded} of {8 * self.split.bytes} bits" if self.split else ""
         return what + fields + (f", {self.groups} groups of {AXES[self.axis]}" if self.axis else "")
 
     @property
     def streams(self) -> tuple[bool, ...]:
-        """For each part, whether it is a stream, which has its own sums."""
+        """For each part, whether it is a stream or a coded tensor, which have sums of their own."""
         if self.kind == BYTES:
             return self.coded
+        if self.kind == PIECES:
+            return (True,) * self.pieces
         if self.kind != PLANES or self.split is None:
             return (False,)
-        group = (*(True for _ in self.split.coded), False)
-        return ((True,) if self.axis else ()) + group * self.groups
+        return ((True,) if self.axis else ()) + (True, False) * self.groups
 
 
 def pack_head(head: Head) -> bytes:
     """The bytes of a head; its `size` does not matter."""
-    data = MAGIC + struct.pack("<4B", head.kind, NUMBERS[head.dtype], NUMBERS[head.held], len(head.shape))
-    data += struct.pack(f"<{len(head.shape)}Q", *head.shape)
+    data = MAGIC + bytes((head.kind, NUMBERS[head.dtype], NUMBERS[head.held], len(head.shape)))
+    data += b"".join(map(_varint, head.shape))
     if head.kind == PLANES and head.split is not None:
-        how = head.split
-        data += struct.pack(
-            f"<2B{len(how.coded)}B2B", how.sign_after, len(how.coded), *how.coded, head.axis, head.groups
-        )
+        data += bytes((RANS, head.split.sign_after, head.split.coded, head.axis, head.groups))
     if head.kind == BYTES:
         data += bytes(head.coded)
-    data += struct.pack(f"<{len(head.lengths)}Q", *head.lengths) + struct.pack(f"<{len(head.sums)}I", *head.sums)
+    if head.kind == PIECES:
+        data += _varint(head.pieces)
+    data += b"".join(map(_varint, head.lengths))
+    data += b"".join(struct.pack("<I", crc) for crc, stream in zip(head.sums, head.streams, strict=True) if not stream)
     return data + struct.pack("<I", rans.crc32c(data))
 
 
@@ -173,6 +178,8 @@ def decode_into(buffer: Bytes, head: Head, out: Bytes, *, threads: int = 1, path
         out.reshape(-1, SIZES[head.dtype])[:] = parts[0]
     elif head.kind == BYTES:
         _decode_bytes(parts, head, out, threads, path)
+    elif head.kind == PIECES:
+        _decode_pieces(parts, head, out, threads, path)
     elif head.held != head.dtype:
         narrow = np.empty(head.n * SIZES[head.held], np.uint8)
         _decode_planes(parts, head, narrow, threads, path)
@@ -200,11 +207,29 @@ class _Cursor:
     def __init__(self, buffer: Bytes) -> None:
         self.buffer, self.at = buffer, 0
 
+    def number(self) -> int:
+        """An unsigned integer, seven bits in each byte, the low ones first; the last byte is below 128."""
+        value = 0
+        for shift in range(0, 63, 7):
+            (byte,) = self.take("B")
+            value |= (byte & 127) << shift
+            if byte < 128:
+                return value
+        raise InputError("a number in the head of a coded tensor is too long")
+
     def take(self, form: str) -> tuple[Any, ...]:
         size = struct.calcsize("<" + form)
         data = self.buffer[self.at : self.at + size].tobytes()
         self.at += size
         return struct.unpack("<" + form, data)
+
+
+def _varint(value: int) -> bytes:
+    out = bytearray()
+    while value > 127:
+        out.append(value & 127 | 128)
+        value >>= 7
+    return bytes(out) + bytes((value,))
 
 
 def _parse(cursor: _Cursor) -> tuple[Head, int]:
@@ -216,7 +241,8 @@ def _parse(cursor: _Cursor) -> tuple[Head, int]:
         )
     if kind >= len(KINDS) or max(dtype, held) >= len(DTYPES) or dimensions > DIMENSIONS:
         raise InputError(f"a coded tensor of unknown kind {kind}, dtypes {dtype} and {held}, {dimensions} dimensions")
-    head = Head(kind, DTYPES[dtype][0], cursor.take(f"{dimensions}Q"), DTYPES[held][0])
+    shape = tuple(cursor.number() for _ in range(dimensions))
+    head = Head(kind, DTYPES[dtype][0], shape, DTYPES[held][0])
     if head.held != head.dtype and (kind != PLANES or head.held not in NARROW.get(head.dtype, ())):
         raise InputError(f"a coded {head.dtype} tensor whose values are {head.held}")
     if math.prod(max(1, size) for size in head.shape) * SIZES[head.dtype] > LIMIT:
@@ -229,21 +255,26 @@ def _parse(cursor: _Cursor) -> tuple[Head, int]:
         if max(flags) > 1:
             raise InputError("a coded tensor with a flag that is neither 0 nor 1")
         described = {"coded": tuple(map(bool, flags))}
-    count = len(Head(**{**vars(head), **described}).streams)
-    lengths, sums = cursor.take(f"{count}Q"), cursor.take(f"{count}I")
+    elif kind == PIECES:
+        described = {"pieces": cursor.number()}
+        if not 1 <= described["pieces"] <= MOST_PIECES:
+            raise InputError(f"a coded tensor of {described['pieces']} pieces")
+    head = replace(head, **described)
+    lengths = tuple(cursor.number() for _ in head.streams)
+    sums = tuple(0 if stream else cursor.take("I")[0] for stream in head.streams)
     cursor.take("I")
-    made = Head(**{**vars(head), **described, "lengths": lengths, "sums": sums, "size": cursor.at})
+    made = replace(head, lengths=lengths, sums=sums, size=cursor.at)
     _check_lengths(made)
     return made, cursor.at
 
 
 def _parse_planes(cursor: _Cursor, head: Head) -> dict[str, Any]:
-    sign_after, fields = cursor.take("2B")
-    coded = cursor.take(f"{fields}B")
-    axis, groups = cursor.take("2B")
+    coder, sign_after, coded, axis, groups = cursor.take("5B")
     size = SIZES[head.held]
-    if size > 4 or not 1 <= fields <= 4 or min(coded) < 1 or sum(coded) > 8 * size or sign_after >= 8 * size:
-        raise InputError(f"a coded tensor cuts {size} bytes into {list(coded)} bits, the sign below {sign_after}")
+    if coder != RANS:
+        raise InputError(f"a coded tensor with the unknown coder {coder}")
+    if size > 4 or not 1 <= coded <= min(15, 8 * size) or sign_after >= 8 * size:
+        raise InputError(f"a coded tensor that codes {coded} of {8 * size} bits, the sign below {sign_after}")
     if axis >= len(AXES) or not 1 <= groups <= GROUPS or (axis == NO_AXIS and groups != 1):
         raise InputError(f"a coded tensor of {groups} groups along axis {axis}")
     return {"split": Split(size, sign_after, coded), "axis": axis, "groups": groups}
@@ -283,6 +314,16 @@ def _parts(buffer: Bytes, head: Head) -> Iterator[Bytes]:
         yield part
 
 
+def _decode_pieces(parts: list[Bytes], head: Head, out: Bytes, threads: int, path: str) -> None:
+    heads = [parse_head(part) for part in parts]
+    if any(h.kind in (SAME, PIECES) or h.dtype != head.dtype for h in heads) or sum(h.n for h in heads) != head.n:
+        raise InputError("the pieces of a coded tensor do not make the whole")
+    at = 0
+    for part, own in zip(parts, heads, strict=True):
+        decode_into(part, own, out[at : at + own.nbytes], threads=threads, path=path)
+        at += own.nbytes
+
+
 def _decode_bytes(parts: list[Bytes], head: Head, out: Bytes, threads: int, path: str) -> None:
     elements = out.reshape(head.n, SIZES[head.dtype])
     for index, (part, coded) in enumerate(zip(parts, head.coded, strict=True)):
@@ -291,9 +332,8 @@ def _decode_bytes(parts: list[Bytes], head: Head, out: Bytes, threads: int, path
 
 def _decode_planes(parts: list[Bytes], head: Head, out: Bytes, threads: int, path: str) -> None:
     how = head.split or planes.BALANCED[head.held]
-    fields = len(how.coded)
     if head.axis == NO_AXIS:
-        planes.decode(parts[:fields], parts[fields], how, out, threads=threads, path=path)
+        planes.decode(parts[0], parts[1], how, out, threads=threads, path=path)
         return
     rows, columns = head.table
     group_of = rans.decode(parts[0], rows if head.axis == ROWS else columns, path=path)
@@ -304,6 +344,6 @@ def _decode_planes(parts: list[Bytes], head: Head, out: Bytes, threads: int, pat
         members = torch.from_numpy(np.flatnonzero(group_of == group))
         shape = (len(members), columns) if head.axis == ROWS else (rows, len(members))
         values = torch.empty(shape, dtype=whole.dtype)
-        own = parts[1 + group * (fields + 1) :]
-        planes.decode(own[:fields], own[fields], how, as_bytes(values), threads=threads, path=path)
+        stream, raw = parts[1 + 2 * group : 3 + 2 * group]
+        planes.decode(stream, raw, how, as_bytes(values), threads=threads, path=path)
         whole.index_copy_(head.axis - 1, members, values)

@@ -96,7 +96,7 @@ def encode(
     numbers: Any,
     how: Split,
     *,
-    probability_bits: int = 12,
+    probability_bits: int | None = None,
     lanes: int | None = None,
     chunk_symbols: int = rans.CHUNK_SYMBOLS,
     threads: int = 1,
@@ -107,13 +107,22 @@ def encode(
     Rare fields share an escape where that is smaller, or where it makes the table fit the registers of a decoder and
     costs next to nothing.
 
+    Args:
+        probability_bits: None: 12, and 14 for fields of more than 8 bits, which have more values.
+
     Raises:
         InputError: an option is out of range, or the split does not fit numbers of that size.
     """
     data = as_bytes(numbers)
-    options = rans.stream_options(data.size // max(1, how.bytes), probability_bits, lanes, chunk_symbols)
+    n = data.size // max(1, how.bytes)
+    bits = (12 if how.coded <= 8 else 14) if probability_bits is None else probability_bits
+    options = rans.stream_options(n, bits, lanes, chunk_symbols)
+    raw = np.empty(max(how.raw_bytes(n), 0), np.uint8)
     with refusals("planes"):
-        return _native.encode_numbers(how.bytes, how.sign_after, how.coded, data, **options, threads=threads, path=path)
+        stream = _native.encode_numbers(
+            how.bytes, how.sign_after, how.coded, data, raw, **options, threads=threads, path=path
+        )
+    return stream, raw
 
 
 def decode(

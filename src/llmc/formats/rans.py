@@ -111,6 +111,16 @@ def paths() -> list[str]:
     return _native.paths()
 
 
+def path_of(stream: Any, n: int) -> str:
+    """The code that "auto" means for a stream of n symbols here. Which is fastest is measured once in a process.
+
+    Raises:
+        InputError: the head of the stream is damaged.
+    """
+    with refusals("rans"):
+        return _native.path_of(as_bytes(stream), n)
+
+
 def lanes_for(n: int, chunk_symbols: int = CHUNK_SYMBOLS) -> int:
     """How many lanes a stream of n symbols gets: few for little data, so that their states cost little."""
     lanes, most = LANES

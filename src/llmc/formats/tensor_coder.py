@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -19,10 +20,11 @@ from llmc.formats.coded_tensor import (
     BYTES,
     COLUMNS,
     CONSTANT,
-    GROUPS,
     INTEGERS,
     KINDS,
+    MOST_PIECES,
     NO_AXIS,
+    PIECES,
     PLANES,
     RAW,
     ROWS,
@@ -35,13 +37,20 @@ from llmc.formats.planes import Split
 from llmc.formats.rans import Bytes, as_bytes
 
 MODES = ("balanced", "small")
-SAMPLE = 1 << 18
-"""Elements from the middle of a tensor that decide between ways to cut it."""
-CLASSES = (16, 8, 4, 2)
+BITS = (12, 14)
+"""Of probabilities, for narrow fields and for those of more than 8 bits."""
+CLASSES = 16
+"""Most groups of rows or columns: a power of two; half as many, and so on, are tried too."""
 WORTH = 1e-4
 """Share of the tensor's bytes that groups must save: they cost a pass over memory when decoding."""
-THOROUGH = 0.02
-"""Share of the bits that coding the low bytes too must save: it takes several times as long to decode."""
+SAMPLE = 1 << 16
+NOISE = 7.5
+"""Entropy of a byte below which it is coded in any mode; that of the sign and a mantissa of 7 bits is 7.9."""
+BLOCK = 1 << 12
+"""Elements that are looked at together for being constant, or narrower numbers."""
+RUN = 8
+"""Fewest such blocks, of one kind and in a row, that are coded by themselves."""
+FEW = 1 << 18
 TABLE_BYTES = 160
 """About what a table and the head of its stream cost."""
 
@@ -53,14 +62,14 @@ class Coded:
     Attributes:
         pieces: its bytes, in order.
         head: as parsed back.
-        entropies: PLANES: bits per element of each coded plane by itself, order 0.
-        limit_bits: bits per element that this way to cut has as its limit: those entropies and the raw bits.
+        entropy: PLANES: bits per element of the coded fields, order 0 in each group.
+        limit_bits: bits per element that this way to cut has as its limit: that entropy and the raw bits.
         gained_bytes: what groups of rows or columns saved, by exact entropies.
     """
 
     pieces: list[Bytes]
     head: Head
-    entropies: tuple[float, ...] = ()
+    entropy: float | None = None
     limit_bits: float | None = None
     gained_bytes: int = 0
 
@@ -73,8 +82,8 @@ class Coded:
         return {
             "kind": KINDS[self.head.kind],
             "held": self.head.held,
-            "coded_bits": list(self.head.split.coded) if self.head.split else [],
-            "entropies": [round(x, 6) for x in self.entropies],
+            "coded_bits": self.head.split.coded if self.head.split else 0,
+            "entropy": None if self.entropy is None else round(self.entropy, 6),
             "limit_bits": None if self.limit_bits is None else round(self.limit_bits, 6),
             "axis": AXES[self.head.axis],
             "groups": self.head.groups,
@@ -95,9 +104,53 @@ def encode(tensor: torch.Tensor, mode: str = "balanced", *, threads: int = 1) ->
         return raw
     if _constant(data, SIZES[dtype]):
         return _coded(replace(plain, kind=CONSTANT), [data[: SIZES[dtype]]])
+    pieces = _pieces(tensor)
+    if len(pieces) > 1:
+        return _in_pieces(tensor.reshape(-1), pieces, plain, mode, threads)
+    tried = [raw]
     if dtype in planes.BALANCED:
-        return min(_numbers(tensor, plain, mode, threads), raw, key=lambda coded: coded.nbytes)
-    return min(_integers(data, plain, threads), raw, key=lambda coded: coded.nbytes)
+        tried.append(_numbers(tensor, plain, mode, threads))
+    if dtype not in planes.BALANCED or _low_bytes_say_something(data, SIZES[dtype]):
+        tried.append(_integers(data, plain, threads))
+    return min(tried, key=lambda coded: coded.nbytes)
+
+
+def _in_pieces(flat: torch.Tensor, pieces: list[tuple[int, int]], plain: Head, mode: str, threads: int) -> Coded:
+    coded = [encode(flat[a:b], mode, threads=threads) for a, b in pieces]
+    limits = [(own.limit_bits or 8 * own.nbytes / own.head.n) * own.head.n for own in coded]
+    parts = [np.concatenate(own.pieces) for own in coded]
+    head = replace(plain, kind=PIECES, pieces=len(parts))
+    return _coded(head, parts, limit_bits=sum(limits) / plain.n)
+
+
+def _pieces(tensor: torch.Tensor) -> list[tuple[int, int]]:
+    """Where a tensor begins and ends to be constant, or to hold narrower numbers: rows that were never trained."""
+    n, size = tensor.numel() // BLOCK, BLOCK
+    if n < 2 * RUN or tensor.dtype not in (torch.bfloat16, torch.float16, torch.float32):
+        return [(0, tensor.numel())]
+    blocks = tensor.reshape(-1)[: n * size].view(INTEGERS[tensor.dtype.itemsize]).view(n, size)
+    first = blocks[:, 0].long()
+    kind = torch.where((blocks == blocks[:, :1]).all(1), first + 4, 0)  # one number for each constant
+    if tensor.dtype == torch.float32:
+        kind = torch.where((kind == 0) & ((blocks & 0xFFFF) == 0).all(1), 1, kind)
+        values = blocks.view(torch.float32)
+        half = values.half()
+        exact = (half.float().view(torch.int32) == blocks).all(1) & ~half.isnan().any(1)
+        kind = torch.where((kind == 0) & exact, 2, kind)
+    return _runs(kind, tensor.numel())
+
+
+def _runs(kind: torch.Tensor, n: int) -> list[tuple[int, int]]:
+    """Ranges of elements: long runs of blocks of one kind, and what lies between them."""
+    edges = [0, *(torch.nonzero(kind[1:] != kind[:-1]).view(-1) + 1).tolist(), len(kind)]
+    starts = []
+    for a, b in pairwise(edges):
+        if b - a >= RUN and kind[a] != 0:
+            starts += [a, b]
+    inner = sorted({start * BLOCK for start in starts} - {0, n})
+    if len(inner) >= MOST_PIECES:
+        return [(0, n)]
+    return list(pairwise([0, *inner, n]))
 
 
 def repeat(tensor: torch.Tensor, name: str) -> Coded:
@@ -130,19 +183,33 @@ def _numbers(tensor: torch.Tensor, plain: Head, mode: str, threads: int) -> Code
     held = _held(tensor)
     values = tensor if held is None else tensor.to(held)
     name = str(values.dtype).removeprefix("torch.")
-    how = _best_split(as_bytes(values), name, mode)
-    axis, group_of, gained = _best_groups(values, how, plain, mode)
+    plain = replace(plain, kind=PLANES, held=name)
+    tried = []
+    if mode == "balanced" or plain.n < FEW:  # larger tables do not always pay
+        tried.append(_planes(values, replace(plain, split=planes.BALANCED[name]), threads))
+    if mode == "small":
+        tried.append(_planes(values, replace(plain, split=planes.SMALL[name]), threads, grouped=True))
+    return min(tried, key=lambda coded: coded.nbytes)
+
+
+def _planes(values: torch.Tensor, head: Head, threads: int, *, grouped: bool = False) -> Coded:
+    """Numbers cut by `head.split`."""
+    how = head.split or planes.BALANCED[head.held]
+    axis, group_of, gained = _best_groups(values, how, head) if grouped else (NO_AXIS, None, 0)
     parts: list[Bytes] = [] if group_of is None else [rans.encode(group_of)]
-    bits = np.zeros(len(how.coded))
-    groups = [values] if group_of is None else list(_members(values, plain, axis, group_of))
+    groups = [values] if group_of is None else list(_members(values, head, axis, group_of))
+    bits = 0.0
     for own in groups:
-        streams, entropies = _streams(as_bytes(own), how, threads)
-        parts += streams
-        bits += np.array(entropies) * (own.numel() / values.numel())
-    head = replace(plain, kind=PLANES, held=name, split=how, axis=axis, groups=len(groups))
-    return _coded(
-        head, parts, entropies=tuple(bits.tolist()), limit_bits=float(bits.sum()) + how.raw_bits, gained_bytes=gained
-    )
+        parts += planes.encode(own, how, probability_bits=BITS[how.coded > 8], threads=threads)
+        bits += entropy(_counts(own, how)) * own.numel()
+    head = replace(head, axis=axis, groups=len(groups))
+    field = bits / values.numel()
+    return _coded(head, parts, entropy=field, limit_bits=field + how.raw_bits, gained_bytes=gained)
+
+
+def _counts(values: torch.Tensor, how: Split) -> Any:
+    fields, _ = planes.split(values, how)
+    return np.bincount(fields) if how.coded > 8 else rans.histogram(as_bytes(fields))
 
 
 def _members(values: torch.Tensor, head: Head, axis: int, group_of: Bytes) -> Iterator[torch.Tensor]:
@@ -150,25 +217,6 @@ def _members(values: torch.Tensor, head: Head, axis: int, group_of: Bytes) -> It
     table = values.view(INTEGERS[values.dtype.itemsize]).reshape(head.table)
     for group in range(int(group_of.max()) + 1):
         yield table.index_select(axis - 1, torch.from_numpy(np.flatnonzero(group_of == group))).contiguous()
-
-
-def _streams(data: Bytes, how: Split, threads: int) -> tuple[list[Bytes], tuple[float, ...]]:
-    """The parts of one group, and the entropies of its planes."""
-    fields, raw = planes.split(data, how, threads=threads)
-    parts, bits = [], []
-    for number, field in enumerate(fields):
-        select = rans.Contexts(fields[0]) if number else None
-        parts.append(rans.encode(field, select=select, threads=threads))
-        bits.append(_field_entropy(field, fields[0] if number else None))
-    return [*parts, raw], tuple(bits)
-
-
-def _field_entropy(field: Bytes, context: Bytes | None) -> float:
-    counts = rans.histogram(field, context)
-    if context is None:
-        return entropy(counts)
-    totals = counts.sum(axis=1)
-    return sum(entropy(row) * float(n) for row, n in zip(counts, totals, strict=True) if n) / max(1, field.size)
 
 
 def _integers(data: Bytes, plain: Head, threads: int) -> Coded:
@@ -180,6 +228,14 @@ def _integers(data: Bytes, plain: Head, threads: int) -> Coded:
         flags.append(stream.size < own.size)
         parts.append(stream if flags[-1] else own)
     return _coded(replace(plain, kind=BYTES, coded=tuple(flags)), parts)
+
+
+def _low_bytes_say_something(data: Bytes, size: int) -> bool:
+    """Whether a sample of numbers has low bytes that are no noise: then all bytes are worth trying."""
+    n = data.size // size
+    begin = max(0, n // 2 - SAMPLE // 2)
+    low = np.ascontiguousarray(data.reshape(n, size)[begin : begin + SAMPLE, : size - 1].T)
+    return any(entropy(rans.histogram(plane)) + 256 / plane.size < NOISE for plane in low)
 
 
 def _held(tensor: torch.Tensor) -> torch.dtype | None:
@@ -202,57 +258,32 @@ def _exact(values: torch.Tensor, dtype: torch.dtype) -> bool:
     return bool((back == values.view(torch.int32)).all()) and not bool(narrow.isnan().any())
 
 
-def _best_split(data: Bytes, held: str, mode: str) -> Split:
-    """The mode's split, or one that codes all bytes where a sample says that the raw ones are not noise."""
-    usual = (planes.SMALL if mode == "small" else planes.BALANCED)[held]
-    size = SIZES[held]
-    n = data.size // size
-    begin = max(0, n // 2 - SAMPLE // 2) * size
-    sample = data[begin : begin + SAMPLE * size]
-    candidates = [usual, *_thorough(held)]
-    return min(candidates, key=lambda how: _estimate(sample, how) + (THOROUGH * 8 * size if how is not usual else 0.0))
-
-
-def _thorough(held: str) -> Iterator[Split]:
-    size = SIZES[held]
-    if size > 1:
-        yield Split(size, 8 * size - 1, (8,) * size)
-
-
-def _estimate(sample: Bytes, how: Split) -> float:
-    """Bits per element, tables included: a byte for each frequency."""
-    fields, _ = planes.split(sample, how)
-    bits = float(how.raw_bits)
-    for number, field in enumerate(fields):
-        context = fields[0] if number else None
-        table = np.count_nonzero(rans.histogram(field, context))
-        bits += _field_entropy(field, context) + 8 * table / max(1, field.size)
-    return bits
-
-
-def _best_groups(values: torch.Tensor, how: Split, head: Head, mode: str) -> tuple[int, Bytes | None, int]:
+def _best_groups(values: torch.Tensor, how: Split, head: Head) -> tuple[int, Bytes | None, int]:
     """The axis, the group of each row or column, and the bytes saved; no groups where nothing is."""
     rows, columns = head.table
-    if mode != "small" or min(rows, columns) < 2 or head.n < 1 << 16:
+    if min(rows, columns) < 2 or head.n < 1 << 16:
         return NO_AXIS, None, 0
-    field = planes.split(values, Split(how.bytes, how.sign_after, how.coded[:1]))[0][0].reshape(rows, columns)
+    exponents, _ = planes.split(values, replace(how, coded=min(8, how.coded)))
+    field = as_bytes(exponents).reshape(rows, columns)
     together = entropy(rans.histogram(field.reshape(-1))) * head.n / 8
     best: tuple[float, int, Bytes | None] = (max(WORTH * head.n * how.bytes, 1), NO_AXIS, None)
     for axis in (ROWS, COLUMNS):
-        for group_of in _classes(field, axis):
-            context = np.repeat(group_of, columns) if axis == ROWS else np.tile(group_of, rows)
-            counts = rans.histogram(field.reshape(-1), context)
-            apart = sum(entropy(row) * float(row.sum()) for row in counts if row.any()) / 8
-            cost = (int(group_of.max()) + 1) * TABLE_BYTES + group_of.size
-            best = max(best, (together - apart - cost, axis, group_of), key=lambda entry: entry[0])
+        finest = _classes(field, axis)
+        context = np.repeat(finest, columns) if axis == ROWS else np.tile(finest, rows)
+        counts = rans.histogram(field.reshape(-1), context)[:CLASSES]
+        for shift in range(4):  # two classes become one, and so on
+            apart = sum(entropy(row) * float(row.sum()) for row in counts) / 8
+            cost = len(counts) * TABLE_BYTES + finest.size / 4
+            best = max(
+                best, (together - apart - cost, axis, (finest >> shift).astype(np.uint8)), key=lambda entry: entry[0]
+            )
+            counts = counts[::2] + counts[1::2]
     return best[1], best[2], int(best[0]) if best[2] is not None else 0
 
 
-def _classes(field: Bytes, axis: int) -> Iterator[Bytes]:
-    """Rows or columns in classes of equal size by their mean exponent, fewer and fewer."""
-    mean = field.mean(axis=1 if axis == ROWS else 0)
+def _classes(field: Bytes, axis: int) -> Bytes:
+    """Rows or columns in classes of equal size by their mean exponent."""
+    mean = field.mean(axis=1 if axis == ROWS else 0, dtype=np.float32)
     rank = np.empty(mean.size, np.int64)
     rank[np.argsort(mean, kind="stable")] = np.arange(mean.size)
-    for count in CLASSES:
-        if count <= min(GROUPS, mean.size):
-            yield (rank * count // mean.size).astype(np.uint8)
+    return (rank * CLASSES // mean.size).astype(np.uint8)

@@ -8,12 +8,14 @@
 namespace llmc {
 namespace {
 
-// How a symbol is found. kSearch with 4, 5 or 6 halvings reads no memory, whatever gathers cost here.
-enum class LookUp : std::uint8_t { kPacked, kTwice, kSearch4, kSearch5, kSearch6 };
+// How a symbol is found. Searching reads no memory, whatever gathers cost here.
+enum class LookUp : std::uint8_t { kPacked, kTwice, kHalve4, kHalve5, kHalve6, kClimb2, kClimb3 };
 
 constexpr unsigned halvings(LookUp how) {
-    return how == LookUp::kSearch4 ? 4 : how == LookUp::kSearch5 ? 5 : how == LookUp::kSearch6 ? 6 : 0;
+    return how == LookUp::kHalve4 ? 4 : how == LookUp::kHalve5 ? 5 : how == LookUp::kHalve6 ? 6 : 0;
 }
+
+constexpr unsigned climbs(LookUp how) { return how == LookUp::kClimb2 ? 2 : how == LookUp::kClimb3 ? 3 : 0; }
 
 inline __m512i gather(const std::uint32_t* table, __m512i index) { return _mm512_i32gather_epi32(index, table, 4); }
 
@@ -46,33 +48,52 @@ inline __mmask16 place(const SearchTables& t, __m512i slot, __m512i& at) {
     return above;
 }
 
-// The symbols of sixteen lanes; advances `x`.
-template <LookUp How>
+// The same by steps up from the first place of a bucket.
+template <unsigned Steps>
+inline __m512i climb(const SearchTables& t, __m512i slot) {
+    const __m512i bucket = _mm512_srli_epi32(_mm512_castps_si512(_mm512_cvtepi32_ps(slot)), 22);
+    __m512i at = entry_of<5>(t.buckets.data(), bucket, 0);
+#pragma GCC unroll 4
+    for (unsigned step = 1; step <= Steps; ++step) {
+        const unsigned level = Steps - step;
+        const __mmask16 above = _mm512_cmpge_epu32_mask(slot, entry_of<5>(t.starts[level].data(), at, 0));
+        at = _mm512_mask_add_epi32(at, above, at, _mm512_set1_epi32(1 << level));
+    }
+    return at;
+}
+
+// The symbols of sixteen lanes, at the bits from `Shift` on; advances `x`.
+template <LookUp How, unsigned Shift>
 inline __attribute__((always_inline)) __m512i look_up(const DecodeTables& t, __m512i& x, __m512i base, __m512i slot,
                                                       __m128i bits) {
-    const __m512i index = _mm512_add_epi32(base, slot), high = _mm512_srl_epi32(x, bits);
+    const __m512i high = _mm512_srl_epi32(x, bits);
+    if constexpr (halvings(How) + climbs(How) > 0) {
+        constexpr unsigned N = climbs(How) > 0 ? 5 : halvings(How);
+        __m512i at;
+        __mmask16 last = 0;
+        if constexpr (climbs(How) > 0)
+            at = climb<climbs(How)>(t.search, slot);
+        else
+            last = place<N>(t.search, slot, at);
+        const __m512i q = entry_of<N>(t.search.q.data(), at, last);
+        const __m512i offset = _mm512_sub_epi32(slot, entry_of<N>(t.search.start.data(), at, last));
+        x = _mm512_add_epi32(_mm512_mullo_epi32(q, high), offset);
+        return entry_of<N>(t.search.symbols[Shift / 8].data(), at, last);
+    }
+    const __m512i index = _mm512_add_epi32(base, slot), twelve = _mm512_set1_epi32(0xFFF);
     if constexpr (How == LookUp::kPacked) {
-        const __m512i entry = gather(t.lut.data(), index), twelve = _mm512_set1_epi32(0xFFF);
+        const __m512i entry = gather(t.lut.data(), index);
         const __m512i q1 = _mm512_and_si512(_mm512_srli_epi32(entry, 12), twelve);
         const __m512i offset = _mm512_add_epi32(high, _mm512_and_si512(entry, twelve));
         x = _mm512_add_epi32(_mm512_mullo_epi32(q1, high), offset);
-        return _mm512_srli_epi32(entry, 24);
+        return _mm512_slli_epi32(_mm512_srli_epi32(entry, 24), Shift);
     }
-    __m512i pair, symbol;
-    if constexpr (How == LookUp::kTwice) {
-        symbol = _mm512_and_si512(_mm512_i32gather_epi32(index, t.symbols.data(), 1), _mm512_set1_epi32(0xFF));
-        const __m512i row = _mm512_slli_epi32(_mm512_srl_epi32(base, bits), 8);
-        pair = gather(t.pairs.data(), _mm512_add_epi32(row, symbol));
-    } else {
-        __m512i at;
-        constexpr unsigned N = halvings(How);
-        const __mmask16 last = place<N>(t.search, slot, at);
-        pair = entry_of<N>(t.search.pairs.data(), at, last);
-        symbol = entry_of<N>(t.search.symbols.data(), at, last);
-    }
+    const __m512i symbol = _mm512_and_si512(_mm512_i32gather_epi32(index, t.symbols.data(), 1), _mm512_set1_epi32(0xFF));
+    const __m512i row = _mm512_slli_epi32(_mm512_srl_epi32(base, bits), 8);
+    const __m512i pair = gather(t.pairs.data(), _mm512_add_epi32(row, symbol));
     const __m512i q = _mm512_and_si512(pair, _mm512_set1_epi32(0xFFFF));
     x = _mm512_add_epi32(_mm512_mullo_epi32(q, high), _mm512_sub_epi32(slot, _mm512_srli_epi32(pair, 16)));
-    return symbol;
+    return _mm512_slli_epi32(symbol, Shift);
 }
 
 // Gives the lanes of `x` below the interval their words.
@@ -83,11 +104,10 @@ inline const std::uint8_t* refill(__m512i& x, const std::uint8_t* words) {
     return words + 2 * static_cast<std::size_t>(_mm_popcnt_u32(due));
 }
 
-// Bytes from four registers of 32-bit lanes, in the order of the lanes.
+// Bytes from four registers of 32-bit lanes, in the order of the lanes; register v has its symbols at bits 8 v.
 inline __m512i bytes_of(const __m512i* symbol) {
-    const __m512i all = _mm512_or_si512(
-        _mm512_or_si512(symbol[0], _mm512_slli_epi32(symbol[1], 8)),
-        _mm512_or_si512(_mm512_slli_epi32(symbol[2], 16), _mm512_slli_epi32(symbol[3], 24)));
+    const __m512i three = _mm512_ternarylogic_epi32(symbol[0], symbol[1], symbol[2], 0xFE);
+    const __m512i all = _mm512_or_si512(three, symbol[3]);
     const __m512i within =
         _mm512_broadcast_i32x4(_mm_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15));
     const __m512i across = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);

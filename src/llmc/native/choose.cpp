@@ -108,8 +108,8 @@ Replacement choose_tables(const std::vector<Counts>& counts, std::uint64_t outsi
             keep_smaller(best, merged(counts, total, outside, below(total, model.n, model.bits + under), model));
     }
     if (free && counts.size() == 1) {
-        const Wide limit = best.size + (best.size >> 11);
-        for (const std::size_t most : {kSearch / 2, kSearch}) {
+        const Wide limit = best.size + (best.size >> 10);
+        for (const std::size_t most : {kSearch / 4, kSearch / 2, kSearch}) {
             if (symbols_of(best.model) <= most) break;
             Candidate small = merged(counts, total, outside, beyond(total, most - 1), model);
             if (small.found && small.size <= limit) best = std::move(small);
@@ -139,10 +139,9 @@ void Replacement::apply(const std::uint8_t* in, std::size_t n, std::uint8_t* out
         std::uint8_t top = 0, bottom = 255;
         for (std::size_t i = at; i < end; ++i) top = std::max(top, in[i]);
         for (std::size_t i = at; i < end; ++i) bottom = std::min(bottom, in[i]);
-        if (bottom >= low && top < high)
-            std::memcpy(out + at, in + at, end - at);
-        else
-            for (std::size_t i = at; i < end; ++i) out[i] = map[in[i]];
+        const bool all_stay = bottom >= low && top < high;
+        if (all_stay && in != out) std::memcpy(out + at, in + at, end - at);
+        for (std::size_t i = at; !all_stay && i < end; ++i) out[i] = map[in[i]];
     }
 }
 

@@ -16,13 +16,13 @@ struct Replacement {
     std::array<std::uint8_t, 256> map{};
     unsigned low = 0, high = 256;  // what lies between stays as it is
 
-    // Symbols with the rare ones replaced. Most parts hold none and are copied.
+    // Symbols with the rare ones replaced, in place too. Most parts hold none and are copied.
     void apply(const std::uint8_t* in, std::size_t n, std::uint8_t* out) const;
 };
 
 // Sets the tables of `model` for these counts, one for each table, and where that is smaller an escape for rare symbols.
 // `outside` values have no symbol: they are escapes in any case. Not `free`: symbols stay what they are.
-// A table that a decoder can search in registers may cost 1 in 2048 more.
+// A table that a decoder can search in registers may cost 1 in 1024 more.
 Replacement choose_tables(const std::vector<Counts>& counts, std::uint64_t outside, bool free, Model& model);
 
 constexpr std::size_t kWindow = 255;  // values with a symbol, where there may be others: those need an escape

@@ -9,7 +9,7 @@
 namespace llmc {
 namespace {
 
-constexpr std::size_t kPart = 1024;
+constexpr std::size_t kPart = 1360;  // three of them and 16 bytes are a block of 4096
 
 using Shift = std::array<std::array<std::uint32_t, 256>, 4>;
 

@@ -25,36 +25,6 @@ void fill_table(DecodeTables& t, const Model& model, std::size_t index) {
     }
 }
 
-void fill_search(SearchTables& t, const Frequencies& table, unsigned bits) {
-    std::vector<std::uint32_t> starts, pairs, symbols;
-    std::uint32_t start = 0;
-    for (std::uint32_t symbol = 0; symbol < 256; ++symbol) {
-        if (table[symbol] == 0) continue;
-        starts.push_back(start);
-        pairs.push_back(table[symbol] | start << 16);
-        symbols.push_back(symbol);
-        start += table[symbol];
-    }
-    if (starts.size() > kSearch) return;
-    const unsigned levels = starts.size() <= 16 ? 4 : starts.size() <= 32 ? 5 : 6;
-    t.halvings = levels;
-    const auto index = [levels](std::size_t at) {  // its bits in the usual order
-        std::size_t reversed = 0;
-        for (unsigned k = 0; k < levels; ++k) reversed |= (at >> k & 1u) << (levels - 1 - k);
-        return reversed;
-    };
-    for (unsigned level = 0; level < levels; ++level)
-        for (std::size_t at = 0; at < std::size_t{1} << level; ++at) {
-            const std::size_t half = index(at) + (std::size_t{1} << (levels - 1 - level));
-            t.starts[level][at] = half < starts.size() ? starts[half] : 1u << bits;  // above every slot
-        }
-    for (std::size_t at = 0; at < std::size_t{1} << levels; ++at) {
-        const std::size_t i = std::min(index(at), starts.size() - 1);
-        t.pairs[at] = pairs[i];
-        t.symbols[at] = symbols[i];
-    }
-}
-
 void fill_moves(DecodeTables& t, const Automaton& automaton) {
     const auto entry = [&](unsigned state) {
         return static_cast<std::uint32_t>(automaton.table_of[state]) << (t.bits + 8) | state;
@@ -82,7 +52,7 @@ DecodeTables decode_tables(const Model& model) {
         t.pairs.resize(model.tables.size() << 8);
     }
     for (std::size_t i = 0; i < model.tables.size(); ++i) fill_table(t, model, i);
-    if (model.selector == Selector::kOne) fill_search(t.search, model.tables[0], model.bits);
+    if (model.selector == Selector::kOne) t.search = search_tables(model.tables[0], model.bits);
     if (model.selector == Selector::kAutomaton) fill_moves(t, model.automaton);
     if (model.selector == Selector::kContext)
         for (const std::uint8_t table : model.table_of) t.base.push_back(std::uint32_t{table} << model.bits);

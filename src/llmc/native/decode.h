@@ -15,18 +15,32 @@ enum class Path : std::uint8_t { kAuto, kScalar, kAvx2, kAvx512, kAvx512Search }
 // The path of that name ("auto": the fastest here for each stream); raises CodecError where it cannot run.
 Path path_named(const std::string& name);
 std::vector<std::string> path_names();
+std::string path_name(Path path);
 
 constexpr std::size_t kSearch = 64;  // most symbols of a table that is searched instead of looked up
-constexpr std::size_t kHalvings = 6;
+constexpr std::size_t kBuckets = 32;
 
-// A table of 2^halvings symbols for a search by halves. A place in it is written with the first decision as its lowest bit,
-// so that the starts which a level compares with lie together.
+// How many steps find the symbol of a slot in registers: halvings of the table, or steps up from where the symbols of a
+// bucket begin. Buckets are half octaves of slots, because rare symbols come before frequent ones where weights are coded.
+enum class Search : std::uint8_t { kNone, kHalve4, kHalve5, kHalve6, kClimb2, kClimb3 };
+
+// Halving: a place in the table is written with the first decision as its lowest bit, so that the starts which a level
+// compares with lie together. Climbing: steps of 4, 2 and 1 places.
 struct SearchTables {
-    unsigned halvings = 0;  // 0: the table has too many symbols, or there are several
-    alignas(64) std::array<std::array<std::uint32_t, 32>, kHalvings> starts{};
-    alignas(64) std::array<std::uint32_t, kSearch> pairs{};  // q | start << 16
-    alignas(64) std::array<std::uint32_t, kSearch> symbols{};
+    Search how = Search::kNone;
+    alignas(64) std::array<std::array<std::uint32_t, 32>, 6> starts{};  // by level; climbing: of the place 2^level above
+    alignas(64) std::array<std::uint32_t, kBuckets> buckets{};
+    alignas(64) std::array<std::uint32_t, kSearch> q{}, start{};
+    alignas(64) std::array<std::array<std::uint32_t, kSearch>, 4> symbols{};  // at bits 0, 8, 16, 24
 };
+
+// The bucket of a slot: the lowest bits of its exponent, and the first of its mantissa.
+inline unsigned bucket_of(std::uint32_t slot) {
+    const auto number = static_cast<float>(slot);
+    std::uint32_t bits;
+    std::memcpy(&bits, &number, 4);
+    return bits >> 22 & (kBuckets - 1);
+}
 
 struct DecodeTables {
     unsigned bits = 12;
@@ -41,6 +55,7 @@ struct DecodeTables {
     SearchTables search;                   // kOne
 };
 
+SearchTables search_tables(const Frequencies& table, unsigned bits);
 DecodeTables decode_tables(const Model& model);
 
 // The coder's state inside a chunk.
@@ -76,7 +91,9 @@ Steps avx2_steps(const DecodeTables& tables, std::size_t lanes);           // nu
 Steps avx512_steps(const DecodeTables& tables, std::size_t lanes);         // the same
 Steps avx512_search_steps(const DecodeTables& tables, std::size_t lanes);  // the same, or the table is too large
 
-// The code of `path`, or of the next simpler one that this stream admits. kAuto: what was measured once to be fastest.
+// `path`, or the next simpler one that this stream admits. kAuto: what was measured once to be fastest.
+Path path_for(Path path, const DecodeTables& tables, std::size_t lanes);
+
 Steps steps_for(Path path, const DecodeTables& tables, std::size_t lanes);
 
 // Null where the code that `path` means has none. Without `search` symbols are looked up in memory.

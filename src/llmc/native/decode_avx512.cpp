@@ -1,27 +1,33 @@
 // Compiled with -mavx512f -mavx512bw -mavx512vl -mavx512dq -mpopcnt. Sixteen lanes to a register, four at a time.
+#include <utility>
+
 #include "avx512_lanes.h"
 
 namespace llmc {
 namespace {
 
-template <Selector S, LookUp How, std::size_t V>
+// The symbols of register I, at bits 8 I where four registers make bytes together; advances `x` and `state`.
+template <Selector S, LookUp How, std::size_t V, std::size_t I>
+inline __attribute__((always_inline)) __m512i one(const DecodeTables& t, __m512i& x, __m512i& state,
+                                                  const std::uint8_t* contexts) {
+    constexpr unsigned kShift = V == 4 ? 8 * I : 0;
+    const __m512i slot = _mm512_and_si512(x, _mm512_set1_epi32((1 << t.bits) - 1));
+    const __m128i bits = _mm_cvtsi32_si128(static_cast<int>(t.bits));
+    if constexpr (S == Selector::kOne) return look_up<How, kShift>(t, x, _mm512_setzero_si512(), slot, bits);
+    if constexpr (S == Selector::kContext)
+        return look_up<How, kShift>(t, x, gather(t.base.data(), load16(contexts + 16 * I)), slot, bits);
+    const __m512i symbol = look_up<How, 0>(t, x, _mm512_srli_epi32(state, 8), slot, bits);
+    const __m512i row = _mm512_slli_epi32(_mm512_and_si512(state, _mm512_set1_epi32(0xFF)), 8);
+    state = gather(t.moves.data(), _mm512_add_epi32(row, symbol));
+    return _mm512_slli_epi32(symbol, kShift);
+}
+
+template <Selector S, LookUp How, std::size_t... I>
 inline __attribute__((always_inline)) void step(const DecodeTables& t, __m512i* x, __m512i* state,
                                                 const std::uint8_t*& words, std::uint8_t* out,
-                                                const std::uint8_t* contexts) {
-    const __m128i bits = _mm_cvtsi32_si128(static_cast<int>(t.bits));
-    const __m512i mask = _mm512_set1_epi32((1 << t.bits) - 1);
-    __m512i symbol[V];
-#pragma GCC unroll 8
-    for (std::size_t v = 0; v < V; ++v) {
-        __m512i base = _mm512_setzero_si512();
-        if constexpr (S == Selector::kContext) base = gather(t.base.data(), load16(contexts + 16 * v));
-        if constexpr (S == Selector::kAutomaton) base = _mm512_srli_epi32(state[v], 8);
-        symbol[v] = look_up<How>(t, x[v], base, _mm512_and_si512(x[v], mask), bits);
-        if constexpr (S == Selector::kAutomaton) {
-            const __m512i row = _mm512_slli_epi32(_mm512_and_si512(state[v], _mm512_set1_epi32(0xFF)), 8);
-            state[v] = gather(t.moves.data(), _mm512_add_epi32(row, symbol[v]));
-        }
-    }
+                                                const std::uint8_t* contexts, std::index_sequence<I...>) {
+    constexpr std::size_t V = sizeof...(I);
+    const __m512i symbol[] = {one<S, How, V, I>(t, x[I], state[I], contexts)...};
 #pragma GCC unroll 8
     for (std::size_t v = 0; v < V; ++v) {
         words = refill(x[v], words);
@@ -43,7 +49,7 @@ std::size_t run(const DecodeTables& t, Lanes& lanes, std::uint8_t* out, const st
     const std::uint8_t* words = lanes.words;
     std::size_t done = 0;
     for (; done < steps && static_cast<std::size_t>(lanes.end - words) >= 32 * V; ++done, out += 16 * V) {
-        step<S, How, V>(t, x, state, words, out, contexts);
+        step<S, How>(t, x, state, words, out, contexts, std::make_index_sequence<V>{});
         if constexpr (S == Selector::kContext) contexts += 16 * V;
     }
 #pragma GCC unroll 8
@@ -66,7 +72,7 @@ std::size_t run_many(const DecodeTables& t, Lanes& lanes, std::uint8_t* out, con
     for (; done < steps && static_cast<std::size_t>(lanes.end - words) >= 2 * lanes.count; ++done) {
         for (std::size_t g = 0; g < lanes.count / 16; g += 4) {
             const std::uint8_t* seen = S == Selector::kContext ? contexts + 16 * g : nullptr;
-            step<S, How, 4>(t, x + g, state + g, words, out + 16 * g, seen);
+            step<S, How>(t, x + g, state + g, words, out + 16 * g, seen, std::make_index_sequence<4>{});
         }
         out += lanes.count;
         if constexpr (S == Selector::kContext) contexts += lanes.count;
@@ -96,10 +102,16 @@ Steps avx512_steps(const DecodeTables& t, std::size_t lanes) {
 }
 
 Steps avx512_search_steps(const DecodeTables& t, std::size_t lanes) {
-    if (lanes < 16 || t.search.halvings == 0) return nullptr;
-    if (t.search.halvings == 4) return by_lanes<Selector::kOne, LookUp::kSearch4>(lanes);
-    if (t.search.halvings == 5) return by_lanes<Selector::kOne, LookUp::kSearch5>(lanes);
-    return by_lanes<Selector::kOne, LookUp::kSearch6>(lanes);
+    if (lanes < 16) return nullptr;
+    switch (t.search.how) {
+        case Search::kClimb2: return by_lanes<Selector::kOne, LookUp::kClimb2>(lanes);
+        case Search::kClimb3: return by_lanes<Selector::kOne, LookUp::kClimb3>(lanes);
+        case Search::kHalve4: return by_lanes<Selector::kOne, LookUp::kHalve4>(lanes);
+        case Search::kHalve5: return by_lanes<Selector::kOne, LookUp::kHalve5>(lanes);
+        case Search::kHalve6: return by_lanes<Selector::kOne, LookUp::kHalve6>(lanes);
+        case Search::kNone: break;
+    }
+    return nullptr;
 }
 
 }  // namespace llmc

@@ -147,6 +147,11 @@ nb::dict describe(const In& stream, std::uint64_t n) {
     return found;
 }
 
+std::string path_of(const In& stream, std::uint64_t n) {
+    const Model model = parse(stream.data(), stream.size(), n).model;
+    return path_name(path_for(Path::kAuto, decode_tables(model), model.lanes()));
+}
+
 Split split_of(unsigned bytes, unsigned sign_after, unsigned coded) {
     const Split split{bytes, sign_after, coded};
     check(split);
@@ -169,25 +174,21 @@ void split_numbers(unsigned bytes, unsigned sign_after, unsigned coded, const In
     split_planes(split, numbers.data(), n, fields.data(), raw.data(), threads);
 }
 
-nb::tuple encode_numbers(unsigned bytes, unsigned sign_after, unsigned coded, const In& numbers, unsigned bits,
-                         unsigned lanes_log2, unsigned chunk, unsigned threads, const std::string& path) {
+Bytes encode_numbers(unsigned bytes, unsigned sign_after, unsigned coded, const In& numbers, const Out& raw,
+                     unsigned bits, unsigned lanes_log2, unsigned chunk, unsigned threads, const std::string& path) {
     const Split split = split_of(bytes, sign_after, coded);
     const Path chosen = path_named(path);
     Model model;
-    model.n = numbers.size() / bytes;
-    want(numbers.size() % bytes == 0, "the numbers end inside one");
+    model.n = numbers_in(split, numbers.size(), raw.size());
     model.bits = bits;
     model.lanes_log2 = lanes_log2;
     model.chunk = chunk;
-    const std::size_t raw_bytes = split.raw_bytes(model.n);
-    std::unique_ptr<std::uint8_t[]> raw(new std::uint8_t[std::max<std::size_t>(1, raw_bytes)]);  // no zeros needed
     std::vector<std::uint8_t> out;
     {
         const nb::gil_scoped_release unlocked;
-        out = encode_planes(split, numbers.data(), model, raw.get(), threads, chosen);
+        out = encode_planes(split, numbers.data(), model, raw.data(), threads, chosen);
     }
-    const nb::capsule owner(raw.get(), [](void* p) noexcept { delete[] static_cast<std::uint8_t*>(p); });
-    return nb::make_tuple(to_numpy(std::move(out)), Bytes(raw.release(), {raw_bytes}, owner));
+    return to_numpy(std::move(out));
 }
 
 void merge_numbers(unsigned bytes, unsigned sign_after, unsigned coded, const In& fields, const In& raw,
@@ -203,11 +204,11 @@ void decode_numbers(unsigned bytes, unsigned sign_after, unsigned coded, const I
                     const Out& numbers, const std::optional<In>& contexts, unsigned threads, const std::string& path) {
     const Path chosen = path_named(path);
     const Split split = split_of(bytes, sign_after, coded);
-    const std::uint64_t n = numbers_in(split, numbers.size(), raw.size());
-    const Stream parsed = parse(stream.data(), stream.size(), n);
+    want(numbers.size() % bytes == 0, "the numbers end inside one");
+    const Stream parsed = parse(stream.data(), stream.size(), numbers.size() / bytes);
     const std::uint8_t* seen = contexts_of(contexts, parsed.model);
     const nb::gil_scoped_release unlocked;
-    decode_planes(split, parsed, raw.data(), seen, numbers.data(), threads, chosen);
+    decode_planes(split, parsed, raw.data(), raw.size(), seen, numbers.data(), threads, chosen);
 }
 
 void count(const In& symbols, const std::optional<In>& contexts, const Counted& counts) {
@@ -241,8 +242,8 @@ NB_MODULE(_native, m) {
     m.def("merge", &merge_numbers, nb::arg("bytes"), nb::arg("sign_after"), nb::arg("coded"), nb::arg("fields"),
           nb::arg("raw"), nb::arg("numbers"), nb::arg("threads"));
     m.def("encode_numbers", &encode_numbers, nb::arg("bytes"), nb::arg("sign_after"), nb::arg("coded"),
-          nb::arg("numbers"), nb::arg("bits"), nb::arg("lanes_log2"), nb::arg("chunk"), nb::arg("threads"),
-          nb::arg("path"));
+          nb::arg("numbers"), nb::arg("raw"), nb::arg("bits"), nb::arg("lanes_log2"), nb::arg("chunk"),
+          nb::arg("threads"), nb::arg("path"));
     m.def("decode_numbers", &decode_numbers, nb::arg("bytes"), nb::arg("sign_after"), nb::arg("coded"),
           nb::arg("stream"), nb::arg("raw"), nb::arg("numbers"), nb::arg("contexts").none(), nb::arg("threads"),
           nb::arg("path"));
@@ -252,6 +253,7 @@ NB_MODULE(_native, m) {
           nb::arg("data"), nb::arg("before"));
     m.def("paths", &path_names);
     add_grids(m);
+    m.def("path_of", &path_of, nb::arg("stream"), nb::arg("n"));
 }
 
 }  // namespace llmc

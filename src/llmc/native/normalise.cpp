@@ -49,17 +49,34 @@ Wide coded_size(const Counts& counts, const Frequencies& table, unsigned bits) {
     return sum;
 }
 
+namespace {
+
+// Slots that a symbol gets in any case. At the best frequencies every symbol has at least count * slope - 1 and at most
+// count * slope + 1 of them, for one slope, or 1; as they sum to 2^bits, the slope is at least (2^bits - symbols) / n.
+Frequencies at_least(const Counts& counts, unsigned bits) {
+    std::uint64_t n = 0, symbols = 0;
+    for (const std::uint64_t count : counts) n += count, symbols += count > 0;
+    Frequencies table{};
+    for (std::size_t symbol = 0; symbol < 256; ++symbol) {
+        if (counts[symbol] == 0) continue;
+        const auto share = static_cast<std::uint64_t>(Wide{counts[symbol]} * ((1u << bits) - symbols) / n);
+        table[symbol] = static_cast<std::uint16_t>(share > 3 ? share - 2 : 1);
+    }
+    return table;
+}
+
+}  // namespace
+
 // A slot more saves count * log2((q + 1) / q), less for every further one: giving each slot to the best offer is optimal.
 Frequencies normalise(const Counts& counts, unsigned bits) {
-    Frequencies table{};
+    Frequencies table = at_least(counts, bits);
     const auto& log = logs();
     std::priority_queue<Offer> offers;
     unsigned left = 1u << bits;
     for (unsigned symbol = 0; symbol < 256; ++symbol) {
-        if (counts[symbol] == 0) continue;
-        table[symbol] = 1;
-        --left;
-        offers.push({Wide{counts[symbol]} * (log[2] - log[1]), symbol});
+        const unsigned q = table[symbol];
+        left -= q;
+        if (q > 0) offers.push({Wide{counts[symbol]} * (log[q + 1] - log[q]), symbol});
     }
     if (offers.empty()) {
         table[0] = static_cast<std::uint16_t>(left);

@@ -102,21 +102,32 @@ std::vector<std::string> path_names() {
 }
 
 #ifdef LLMC_X86
+Path path_for(Path path, const DecodeTables& tables, std::size_t lanes) {
+    if (path == Path::kAuto) path = fastest(tables.search.how != Search::kNone);
+    auto rank = static_cast<unsigned>(path);
+    while (rank > static_cast<unsigned>(Path::kScalar) && !exactly(static_cast<Path>(rank), tables, lanes)) --rank;
+    return static_cast<Path>(rank);
+}
+
 Steps steps_for(Path path, const DecodeTables& tables, std::size_t lanes) {
-    if (path == Path::kAuto) path = fastest(tables.search.halvings != 0);
-    for (auto rank = static_cast<unsigned>(path); rank > static_cast<unsigned>(Path::kScalar); --rank)
-        if (const Steps steps = exactly(static_cast<Path>(rank), tables, lanes)) return steps;
-    return scalar_steps(tables);
+    return exactly(path_for(path, tables, lanes), tables, lanes);
 }
 
 MergeSteps merge_steps_for(Path path, const DecodeTables& tables, std::size_t lanes, unsigned raw_bits, bool past_caches) {
-    if (path == Path::kAuto) path = fastest(tables.search.halvings != 0);
-    if (path < Path::kAvx512 || lanes != kMergeLanes || tables.selector != Selector::kOne) return nullptr;
-    return avx512_merge_steps(tables, path == Path::kAvx512Search, raw_bits, past_caches);
+    const Path chosen = path_for(path, tables, lanes);
+    if (chosen < Path::kAvx512 || lanes != kMergeLanes || tables.selector != Selector::kOne) return nullptr;
+    return avx512_merge_steps(tables, chosen == Path::kAvx512Search, raw_bits, past_caches);
 }
 #else
+Path path_for(Path, const DecodeTables&, std::size_t) { return Path::kScalar; }
 Steps steps_for(Path, const DecodeTables& tables, std::size_t) { return scalar_steps(tables); }
 MergeSteps merge_steps_for(Path, const DecodeTables&, std::size_t, unsigned, bool) { return nullptr; }
 #endif
+
+std::string path_name(Path path) {
+    for (const Named& candidate : all_paths())
+        if (candidate.path == path) return candidate.name;
+    return "auto";
+}
 
 }  // namespace llmc

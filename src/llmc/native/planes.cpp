@@ -13,8 +13,8 @@ constexpr std::uint64_t kTask = 1u << 18;  // numbers to a thread at a time; a m
 
 // Stores past the caches win where the numbers do not fit them anyway.
 bool streams_past_caches(const Split& split, const std::uint8_t* numbers, std::uint64_t n) {
-    constexpr std::uint64_t kLarge = 1u << 22;
 #ifdef LLMC_X86
+    constexpr std::uint64_t kLarge = 1u << 22;
     return cpu().avx2 && split.rotated16() && n >= kLarge && reinterpret_cast<std::uintptr_t>(numbers) % 64 == 0;
 #else
     static_cast<void>(split), static_cast<void>(numbers), static_cast<void>(n);
@@ -148,9 +148,10 @@ private:
 
 }  // namespace
 
-void decode_planes(const Split& split, const Stream& stream, const std::uint8_t* raw, const std::uint8_t* contexts,
-                   std::uint8_t* numbers, unsigned threads, Path path) {
+void decode_planes(const Split& split, const Stream& stream, const std::uint8_t* raw, std::size_t raw_bytes,
+                   const std::uint8_t* contexts, std::uint8_t* numbers, unsigned threads, Path path) {
     const Model& model = stream.model;
+    if (raw_bytes != split.raw_bytes(model.n)) throw CodecError("the raw bits are not of the size of the numbers");
     if (model.value_bytes != split.value_bytes()) throw CodecError("the values of the stream do not fit the coded field");
     if (model.n > model.chunk && std::uint64_t{model.chunk} * split.raw_bits() % 8 != 0)
         throw CodecError("a chunk of the stream begins inside a byte of the raw bits");

@@ -65,8 +65,9 @@ void merge_planes(const Split& split, const std::uint8_t* fields, const std::uin
 std::vector<std::uint8_t> encode_planes(const Split& split, const std::uint8_t* numbers, Model model, std::uint8_t* raw,
                                         unsigned threads, Path path);
 
-// Decodes the stream of the fields and merges, block by block, so that no plane is ever written to memory.
-void decode_planes(const Split& split, const Stream& stream, const std::uint8_t* raw, const std::uint8_t* contexts,
-                   std::uint8_t* numbers, unsigned threads, Path path);
+// Decodes the stream of the fields and merges, block by block, so that no plane is ever written to memory. Raises CodecError
+// where stream, raw bits and numbers do not belong together.
+void decode_planes(const Split& split, const Stream& stream, const std::uint8_t* raw, std::size_t raw_bytes,
+                   const std::uint8_t* contexts, std::uint8_t* numbers, unsigned threads, Path path);
 
 }  // namespace llmc

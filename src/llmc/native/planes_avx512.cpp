@@ -34,7 +34,7 @@ void put(std::uint8_t* to, __m512i numbers) {
         _mm512_storeu_si512(to, numbers);
 }
 
-// Field, rest and sign, the rest and sign in `low`, to where they belong: sixteen bits rotated right by one.
+// Sixteen bits, rotated left by one, to where they belong: field, rest and sign, the last two in `low`.
 template <unsigned Bits>
 __m512i rotated(__m512i symbols, __m512i base, __m512i low) {
     const __m512i field = _mm512_add_epi16(_mm512_slli_epi16(symbols, Bits - 1), base);
@@ -44,29 +44,34 @@ __m512i rotated(__m512i symbols, __m512i base, __m512i low) {
     return _mm512_or_si512(unsigned_number, sign);
 }
 
+inline __m512i rotated(__m512i words) { return _mm512_or_si512(_mm512_srli_epi16(words, 1), _mm512_slli_epi16(words, 15)); }
+
 template <unsigned Bits, bool Past>
 inline __attribute__((always_inline)) void merge64(__m512i symbols, __m512i base, const std::uint8_t* raw,
                                                    std::uint8_t* numbers) {
     // Unpacking works within quarters of a register, so eights are put crosswise first.
     const __m512i cross = _mm512_setr_epi64(0, 4, 1, 5, 2, 6, 3, 7), zero = _mm512_setzero_si512();
     const __m512i s = _mm512_permutexvar_epi64(cross, symbols);
-    __m512i low, high;
     if constexpr (Bits == 8) {
         const __m512i r = _mm512_permutexvar_epi64(cross, _mm512_loadu_si512(raw));
-        low = _mm512_unpacklo_epi8(r, zero);
-        high = _mm512_unpackhi_epi8(r, zero);
+        put<Past>(numbers, rotated(_mm512_unpacklo_epi8(r, s)));
+        put<Past>(numbers + 64, rotated(_mm512_unpackhi_epi8(r, s)));
     } else {
-        low = spread<Bits>(raw);
-        high = spread<Bits>(raw + 4 * Bits);
+        put<Past>(numbers, rotated<Bits>(_mm512_unpacklo_epi8(s, zero), base, spread<Bits>(raw)));
+        put<Past>(numbers + 64, rotated<Bits>(_mm512_unpackhi_epi8(s, zero), base, spread<Bits>(raw + 4 * Bits)));
     }
-    put<Past>(numbers, rotated<Bits>(_mm512_unpacklo_epi8(s, zero), base, low));
-    put<Past>(numbers + 64, rotated<Bits>(_mm512_unpackhi_epi8(s, zero), base, high));
 }
 
 inline std::uint64_t sum64(std::uint64_t crc, const std::uint8_t* symbols) {
 #pragma GCC unroll 8
     for (std::size_t i = 0; i < 64; i += 8) crc = _mm_crc32_u64(crc, load<std::uint64_t>(symbols + i));
     return crc;
+}
+
+// Asks for what will be read soon: the processor does not foresee reads beyond a page.
+inline void fetch_ahead(const std::uint8_t* from) {
+    constexpr std::uintptr_t kAhead = 512;
+    _mm_prefetch(reinterpret_cast<const char*>(reinterpret_cast<std::uintptr_t>(from) + kAhead), _MM_HINT_T0);
 }
 
 template <LookUp How, unsigned Bits, bool Past>
@@ -83,13 +88,17 @@ std::size_t run(const DecodeTables& t, Lanes& lanes, const Merge16& to, std::siz
     std::uint64_t crc = static_cast<std::uint32_t>(~lanes.crc);
     std::size_t done = 0;
     for (; done < steps && static_cast<std::size_t>(lanes.end - words) >= 128; ++done) {
-#pragma GCC unroll 4
-        for (std::size_t v = 0; v < 4; ++v) symbol[v] = look_up<How>(t, x[v], zero, _mm512_and_si512(x[v], mask), bits);
+        symbol[0] = look_up<How, 0>(t, x[0], zero, _mm512_and_si512(x[0], mask), bits);
+        symbol[1] = look_up<How, 8>(t, x[1], zero, _mm512_and_si512(x[1], mask), bits);
+        symbol[2] = look_up<How, 16>(t, x[2], zero, _mm512_and_si512(x[2], mask), bits);
+        symbol[3] = look_up<How, 24>(t, x[3], zero, _mm512_and_si512(x[3], mask), bits);
 #pragma GCC unroll 4
         for (std::size_t v = 0; v < 4; ++v) words = refill(x[v], words);
         const __m512i all = bytes_of(symbol);
         _mm512_storeu_si512(to.symbols + 64 * done, all);
-        _store_mask64(reinterpret_cast<__mmask64*>(to.escapes + done), _mm512_mask_cmpge_epu8_mask(escapes, all, first_escape));
+        to.escapes[done] = _cvtmask64_u64(_mm512_mask_cmpge_epu8_mask(escapes, all, first_escape));
+        fetch_ahead(words);
+        fetch_ahead(to.raw + 8 * Bits * done);
         merge64<Bits, Past>(all, base, to.raw + 8 * Bits * done, to.numbers + 128 * done);
         crc = sum64(crc, to.symbols + 64 * done);
     }
@@ -109,16 +118,20 @@ MergeSteps by_store(bool past_caches) {
 template <LookUp How>
 MergeSteps by_bits(unsigned raw_bits, bool past_caches) {
     if (raw_bits == 8) return by_store<How, 8>(past_caches);
-    if (raw_bits == 7) return by_store<How, 7>(past_caches);
     return raw_bits == 6 ? by_store<How, 6>(past_caches) : nullptr;
 }
 
 }  // namespace
 
 MergeSteps avx512_merge_steps(const DecodeTables& t, bool search, unsigned raw_bits, bool past_caches) {
-    if (search && t.search.halvings == 5) return by_bits<LookUp::kSearch5>(raw_bits, past_caches);
-    if (search && t.search.halvings == 6) return by_bits<LookUp::kSearch6>(raw_bits, past_caches);
-    if (search && t.search.halvings == 4) return by_bits<LookUp::kSearch4>(raw_bits, past_caches);
+    switch (search ? t.search.how : Search::kNone) {
+        case Search::kClimb2: return by_bits<LookUp::kClimb2>(raw_bits, past_caches);
+        case Search::kClimb3: return by_bits<LookUp::kClimb3>(raw_bits, past_caches);
+        case Search::kHalve4: return by_bits<LookUp::kHalve4>(raw_bits, past_caches);
+        case Search::kHalve5: return by_bits<LookUp::kHalve5>(raw_bits, past_caches);
+        case Search::kHalve6: return by_bits<LookUp::kHalve6>(raw_bits, past_caches);
+        case Search::kNone: break;
+    }
     return t.packed ? by_bits<LookUp::kPacked>(raw_bits, past_caches) : nullptr;
 }
 

@@ -1,6 +1,7 @@
 // Numbers to a stream and raw bits in two passes: one counts the fields and packs the rest, one codes.
 #include <algorithm>
 #include <array>
+#include <mutex>
 
 #include "planes.h"
 #include "threads.h"
@@ -8,19 +9,19 @@
 namespace llmc {
 namespace {
 
-constexpr std::uint64_t kTask = 1u << 18;  // numbers to a thread at a time; a multiple of 8, so raw bits begin at a byte
+constexpr std::uint64_t kTask = 1u << 20;  // numbers to a thread at a time; a multiple of 8, so raw bits begin at a byte
 
 using Block = std::array<std::uint8_t, 2 * kBlock>;  // fields of numbers
 
-// Counts of fields, by one thread.
+// Counts of the fields of at most 2^32 numbers, by one thread.
 class Tally {
 public:
     explicit Tally(const Split& split) : wide_(split.value_bytes() == 2 ? std::size_t{2} << split.coded : 0) {}
 
     void add(const std::uint8_t* fields, std::size_t n) {
         if (wide_.empty()) return bytes_.add(fields, n);
-        std::uint64_t* even = wide_.data();
-        std::uint64_t* odd = even + wide_.size() / 2;
+        std::uint32_t* even = wide_.data();
+        std::uint32_t* odd = even + wide_.size() / 2;
         std::size_t i = 0;
         for (; i + 2 <= n; i += 2) {
             ++even[load<std::uint16_t>(fields + 2 * i)];
@@ -29,42 +30,36 @@ public:
         if (i < n) ++even[load<std::uint16_t>(fields + 2 * i)];
     }
 
-    // Bytes are counted in 32 bits: moves them on while they fit.
-    void into(std::vector<std::uint64_t>& counts) {
-        if (wide_.empty()) bytes_.into(counts.data());
-        bytes_ = {};
-        for (std::size_t i = 0; i < wide_.size(); ++i) counts[i % counts.size()] += wide_[i];
-        std::fill(wide_.begin(), wide_.end(), 0u);
+    void into(std::vector<std::uint64_t>& counts) const {
+        if (wide_.empty()) return bytes_.into(counts.data());
+        for (std::size_t i = 0; i < counts.size(); ++i) counts[i] += std::uint64_t{wide_[i]} + wide_[i + counts.size()];
     }
 
 private:
     ByteTally bytes_;
-    std::vector<std::uint64_t> wide_;
+    std::vector<std::uint32_t> wide_;
 };
 
 // First pass.
 std::vector<std::uint64_t> count_fields(const Split& split, const std::uint8_t* numbers, std::uint64_t n,
                                         std::uint8_t* raw, unsigned threads) {
     const std::size_t values = split.value_bytes() == 2 ? std::size_t{1} << split.coded : 256;
-    const unsigned workers = std::max(1u, threads);
-    std::vector<Tally> tallies(workers, Tally(split));
-    std::vector<std::vector<std::uint64_t>> counts(workers, std::vector<std::uint64_t>(values));
-    parallel_on(static_cast<std::size_t>((n + kTask - 1) / kTask), threads, [&](std::size_t index, std::size_t thread) {
+    std::vector<std::uint64_t> counts(values);
+    std::mutex lock;
+    parallel(static_cast<std::size_t>((n + kTask - 1) / kTask), threads, [&](std::size_t index) {
         const std::uint64_t begin = index * kTask, end = std::min(n, begin + kTask);
+        Tally tally(split);
         Block fields;
         for (std::uint64_t at = begin; at < end; at += kBlock) {
             const auto first = static_cast<std::size_t>(at);
             const auto count = static_cast<std::size_t>(std::min<std::uint64_t>(kBlock, end - at));
             plane_loops().take(split, numbers + first * split.bytes, count, fields.data(), raw + split.raw_bytes(first));
-            tallies[thread].add(fields.data(), count);
+            tally.add(fields.data(), count);
         }
-        if (split.value_bytes() == 1) tallies[thread].into(counts[thread]);
+        const std::lock_guard<std::mutex> guard(lock);
+        tally.into(counts);
     });
-    for (unsigned worker = 0; worker < workers; ++worker) {
-        tallies[worker].into(counts[worker]);
-        for (std::size_t i = 0; worker > 0 && i < values; ++i) counts[0][i] += counts[worker][i];
-    }
-    return counts[0];
+    return counts;
 }
 
 // Second pass.
@@ -75,11 +70,13 @@ public:
 
     const std::uint8_t* symbols(std::size_t first, std::size_t n, Room& room) const override {
         std::uint8_t* symbols = room.of(n);
-        Block fields;
+        const bool as_they_are = split_.value_bytes() == 1;  // but for rare ones
+        Block block;
         for (std::size_t at = 0; at < n; at += kBlock) {
             const std::size_t count = std::min(kBlock, n - at);
-            plane_loops().take(split_, numbers_ + (first + at) * split_.bytes, count, fields.data(), nullptr);
-            plane_loops().code(split_, fields.data(), how_, count, symbols + at);
+            std::uint8_t* fields = as_they_are ? symbols + at : block.data();
+            plane_loops().take(split_, numbers_ + (first + at) * split_.bytes, count, fields, nullptr);
+            if (!as_they_are || how_.rare.any) plane_loops().code(split_, fields, how_, count, symbols + at);
         }
         return symbols;
     }

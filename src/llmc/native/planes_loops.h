@@ -205,7 +205,7 @@ inline void put16(const Split& split, const std::uint8_t* symbols, std::int32_t 
     if (shift < 8) unpack_bytes(raw, n, shift, rest.data());
     const std::uint8_t* low = shift < 8 ? rest.data() : raw;
     for (std::size_t i = 0; i < n; ++i) {
-        const auto x = static_cast<std::uint16_t>((symbols[i] + first) << shift | low[i]);
+        const auto x = static_cast<std::uint16_t>((symbols[i] + static_cast<std::uint32_t>(first)) << shift | low[i]);
         store(numbers + 2 * i, static_cast<std::uint16_t>(x >> 1 | x << 15));
     }
 }

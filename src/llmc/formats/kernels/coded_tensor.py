@@ -40,7 +40,7 @@ DTYPES = [
     "float64",
     "complex64",
 ]
-RAW, CONSTANT, SAME, PLANES, BYTES = range(5)
+RAW, CONSTANT, SAME, PLANES, BYTES, PIECES = range(6)
 
 
 class Reader:
@@ -54,17 +54,29 @@ class Reader:
         self.at += struct.calcsize("<" + form)
         return values
 
-    def parts(self, count: int) -> Iterator[bytes]:
-        """The parts, after their lengths, their sums (0 for a stream, which has its own) and that of the head."""
-        lengths, sums = self.take(f"{count}Q"), self.take(f"{count}I")
+    def number(self) -> int:
+        """Seven bits in each byte, the low ones first; the last byte is below 128."""
+        value, shift = 0, 0
+        while True:
+            byte = self.take("B")[0]
+            value, shift = value | (byte & 127) << shift, shift + 7
+            if byte < 128:
+                return value
+
+    def parts(self, streams: list[bool]) -> list[bytes]:
+        """The parts, after their lengths, the sums of those that are no streams, and that of the head."""
+        lengths = [self.number() for _ in streams]
+        sums = [None if stream else self.take("I")[0] for stream in streams]
         if crc32c(self.data[: self.at]) != self.take("I")[0]:
             raise ValueError("the head is damaged")
+        out = []
         for length, crc in zip(lengths, sums, strict=True):
             part = self.data[self.at : self.at + length]
-            if len(part) != length or (crc and crc32c(part) != crc):
+            if len(part) != length or (crc is not None and crc32c(part) != crc):
                 raise ValueError("a part is damaged")
             self.at += length
-            yield part
+            out.append(part)
+        return out
 
 
 def dequantize(data: bytes) -> torch.Tensor:
@@ -73,19 +85,22 @@ def dequantize(data: bytes) -> torch.Tensor:
     magic, kind, dtype, held, dimensions = reader.take("4s4B")
     if magic != b"lLT1":
         raise ValueError("no coded tensor")
-    shape = reader.take(f"{dimensions}Q")
+    shape = tuple(reader.number() for _ in range(dimensions))
     whole, narrow, n = getattr(torch, DTYPES[dtype]), getattr(torch, DTYPES[held]), math.prod(shape)
     if kind == SAME:
         raise ValueError(f"the same as {same_as(data)}")
+    if kind == PIECES:
+        pieces = [dequantize(part) for part in reader.parts([True] * reader.number())]
+        return torch.cat([piece.view(torch.uint8) for piece in pieces]).view(whole).view(shape)
     if kind == PLANES:
         out = planes(reader, n, shape, narrow.itemsize)
     elif kind == BYTES:
         flags = reader.take(f"{whole.itemsize}B")
-        parts = [decode(p).astype(np.uint8) if f else np.frombuffer(p, np.uint8)
-                 for p, f in zip(reader.parts(len(flags)), flags, strict=True)]  # fmt: skip
+        stored = zip(reader.parts([flag == 1 for flag in flags]), flags, strict=True)
+        parts = [decode(part).astype(np.uint8) if flag else np.frombuffer(part, np.uint8) for part, flag in stored]
         out = np.stack(parts, axis=1)
     else:
-        part = np.frombuffer(next(reader.parts(1)), np.uint8)
+        part = np.frombuffer(reader.parts([False])[0], np.uint8)
         out = np.tile(part, n) if kind == CONSTANT else part
     flat = torch.from_numpy(out.reshape(-1).copy()) if out.size else torch.empty(0, dtype=torch.uint8)
     return flat.view(narrow).to(whole).view(shape)
@@ -95,48 +110,40 @@ def same_as(data: bytes) -> str | None:
     """The name of the tensor that this one repeats, None when it stands alone."""
     reader = Reader(data)
     _, kind, _, _, dimensions = reader.take("4s4B")
-    reader.take(f"{dimensions}Q")
-    return next(reader.parts(1)).decode() if kind == SAME else None
+    for _ in range(dimensions):
+        reader.number()
+    return reader.parts([False])[0].decode() if kind == SAME else None
 
 
 def planes(reader: Reader, n: int, shape: tuple[int, ...], size: int) -> np.ndarray:
     """Numbers of `size` bytes as bytes, from the streams of their fields and their raw bits."""
-    sign_after, count = reader.take("2B")
-    widths = reader.take(f"{count}B")
-    axis, groups = reader.take("2B")
+    _, sign_after, width, axis, groups = reader.take("5B")
     if axis == 0:
-        parts = list(reader.parts(count + 1))
-        return numbers(parts, n, size, sign_after, widths).view(np.uint8)
+        stream, raw = reader.parts([True, False])
+        return numbers(stream, raw, n, size, sign_after, width).view(np.uint8)
     columns = shape[-1] if shape else 1
     table = np.empty((n // columns, columns), f"<u{size}")
-    parts = list(reader.parts(1 + groups * (count + 1)))
+    parts = reader.parts([True, *[True, False] * groups])
     group_of = decode(parts[0])
     for group in range(groups):
         members = np.flatnonzero(group_of == group)
-        own = parts[1 + group * (count + 1) :][: count + 1]
         rows, cols = (members.size, columns) if axis == 1 else (table.shape[0], members.size)
-        values = numbers(own, rows * cols, size, sign_after, widths).reshape(rows, cols)
+        stream, raw = parts[1 + 2 * group : 3 + 2 * group]
+        values = numbers(stream, raw, rows * cols, size, sign_after, width).reshape(rows, cols)
         table[(members, slice(None)) if axis == 1 else (slice(None), members)] = values
     return table.reshape(-1).view(np.uint8)
 
 
-def numbers(parts: list[bytes], n: int, size: int, sign_after: int, widths: tuple[int, ...]) -> np.ndarray:
-    """[n] numbers: fields from the top, then raw bits; the sign moves back to the top."""
-    raw_bits = 8 * size - sum(widths)
-    packed = np.unpackbits(np.frombuffer(parts[-1], np.uint8), bitorder="little", count=n * raw_bits)
-    weights = np.int64(1) << np.arange(raw_bits, dtype=np.int64)
-    out = packed.reshape(n, raw_bits).astype(np.int64) @ weights if raw_bits else np.zeros(n, np.int64)
-    first = None
-    at = 8 * size
-    for part, width in zip(parts[:-1], widths, strict=True):
-        field = decode(part, first) if part[6] == 1 else decode(part)
-        first = field if first is None else first
-        at -= width
-        out |= field.astype(np.int64) << at
-    low = 8 * size - 1 - sign_after  # bits below the place of the sign
-    top = out >> (low + 1) << low
-    sign = out >> low & 1
-    return (sign << (8 * size - 1) | top | out & ((1 << low) - 1)).astype(f"<u{size}")
+def numbers(stream: bytes, raw: bytes, n: int, size: int, sign_after: int, width: int) -> np.ndarray:
+    """[n] numbers: the field of `width` bits on top, raw bits below; then the sign moves back to the top."""
+    raw_bits = 8 * size - width
+    packed = np.unpackbits(np.frombuffer(raw, np.uint8), bitorder="little", count=n * raw_bits)
+    places = np.int64(1) << np.arange(raw_bits, dtype=np.int64)
+    low = packed.reshape(n, raw_bits).astype(np.int64) @ places if raw_bits else np.zeros(n, np.int64)
+    out = decode(stream).astype(np.int64) << raw_bits | low
+    below = 8 * size - 1 - sign_after  # bits below the place of the sign
+    top, sign = out >> (below + 1) << below, out >> below & 1
+    return (sign << (8 * size - 1) | top | out & ((1 << below) - 1)).astype(f"<u{size}")
 
 
 def read(file: str | Path) -> dict[str, torch.Tensor]:
