@@ -14,15 +14,15 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from test_gptq import context, hessian
 
 import llmc
 from llmc import _native
 from llmc.compressors.gptq import Gptq
-from llmc.embedded import tiny_model
+from llmc.embedded import tiny_model_path
 from llmc.formats import int_kernel
 from llmc.formats.encoded import Params
 from llmc.formats.int_grid import IntGrid, ordered_sum
-from test_gptq import context, hessian
 
 T = TypeVar("T")
 PATHS = int_kernel.paths()
@@ -31,14 +31,15 @@ FLOATS = [torch.float32, torch.bfloat16, torch.float16]
 
 @contextmanager
 def torch_only() -> Iterator[None]:
-    with mock.patch.object(int_kernel, "applies", lambda *_: False):
+    """No call reaches the extension."""
+    with mock.patch.object(int_kernel, "applies", lambda *_: False), mock.patch.object(int_kernel, "_native", None):
         yield
 
 
 @contextmanager
 def only(path: str) -> Iterator[None]:
     """Every call runs the loops of one instruction set."""
-    names = "grid_fit", "grid_round", "grid_slab", "grid_measure"
+    names = "grid_fit", "grid_round", "grid_slab"
     with contextmanager(_patched)({name: getattr(_native, name) for name in names}, path):
         yield
 
@@ -199,20 +200,23 @@ def test_a_whole_folder_is_the_same_without_the_loops(method: str, tmp_path: Pat
     text = tmp_path / "text.txt"
     text.write_text("The fox went to the market and bought a lamp. " * 200, encoding="utf-8")
     options: dict[str, Any] = {"calibration": str(text), "num_samples": 4} if method == "gptq" else {}
-    write = partial(llmc.quantize, str(tiny_model()), method=method, **options)
-    before, seen = torch.get_num_threads(), {}
+    write = partial(llmc.quantize, str(tiny_model_path()), method=method, **options)
+    before, loops = torch.get_num_threads(), "grid_slab" if method == "gptq" else "grid_fit"
     try:
         for threads in (1, 2):
             torch.set_num_threads(threads)
-            write(tmp_path / f"loops-{threads}")
-            seen[f"loops-{threads}"] = sealed(tmp_path / f"loops-{threads}")
+            with mock.patch.object(_native, loops, wraps=getattr(_native, loops)) as compiled:
+                write(tmp_path / f"{threads}" / "out")
+            assert compiled.called
         with torch_only():
-            write(tmp_path / "torch")
-            seen["torch"] = sealed(tmp_path / "torch")
+            write(tmp_path / "torch" / "out")
     finally:
         torch.set_num_threads(before)
-    assert seen["loops-1"] == seen["loops-2"] == seen["torch"]
+    seen = [digests(tmp_path / name / "out") for name in ("1", "2", "torch")]
+    assert "model.safetensors" in seen[0]
+    assert seen[0] == seen[1] == seen[2]
 
 
-def sealed(folder: Path) -> dict[str, str]:
-    return {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in folder.iterdir() if p.is_file()}
+def digests(folder: Path) -> dict[str, str]:
+    files = (p for p in folder.rglob("*") if p.is_file())
+    return {str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
