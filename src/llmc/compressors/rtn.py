@@ -1,6 +1,6 @@
 """Round to nearest: every weight to the nearest value of its group's grid.
 
-Scales are fitted to the weights alone ("absmax"), or searched for the least squared error ("mse"), in which the columns
+Scales are fitted to the weights alone ("absmax"), or searched for the least error ("mse"), in which the columns
 count by their mean squared activation where a Hessian is at hand. Left out: anything that looks at outputs.
 """
 
@@ -39,7 +39,7 @@ class Rtn(GridOptions):
 
 
 def round_to_nearest(weight: torch.Tensor, grid: Grid, importance: torch.Tensor | None, context: Context) -> Encoded:
-    """Round `weight: [rows, columns]`; `importance: [columns]` weighs the squared error of the scale search."""
+    """Round `weight: [rows, columns]`; `importance: [columns]` weighs the errors of the scale search."""
     rows, columns = weight.shape
     group = grid.group_size or columns
     if importance is not None:

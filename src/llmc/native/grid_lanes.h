@@ -50,6 +50,7 @@ inline F widen(const Float16* from) {
 
 inline F smaller(F a, F b) { return a < b ? a : b; }
 inline F larger(F a, F b) { return a > b ? a : b; }
+inline F magnitude(F x) { return (F)((U)x & 0x7FFFFFFFu); }
 inline F clamped(F x, F low, F high) { return smaller(larger(x, low), high); }
 inline F rounded(F x) { return (x + kMagic) - kMagic; }
 

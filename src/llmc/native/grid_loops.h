@@ -84,8 +84,8 @@ inline void make_params(const IntRule& rule, const Batch& batch, Tried& tried) {
     }
 }
 
-// Sums of squared errors of one group under `Tries` params from `first` on: value i goes to sum i % kSums.
-template <std::size_t Tries, bool Symmetric, bool Weighted>
+// Sums of errors of one group under `Tries` params from `first` on: value i goes to sum i % kSums.
+template <std::size_t Tries, bool Symmetric, bool Weighted, bool Cubic>
 void add_up(const IntRule& rule, Batch& batch, const Tried* tried, std::size_t first, std::size_t g) {
     const F least = all(Symmetric ? -rule.middle() : 0), most = all(Symmetric ? rule.middle() - 1 : rule.most());
     const float *values = &batch.values[g * batch.width], *weights = batch.weights[g];
@@ -103,7 +103,7 @@ void add_up(const IntRule& rule, Batch& batch, const Tried* tried, std::size_t f
                 F unit = x * inverse[k];
                 if constexpr (!Symmetric) unit = unit + zero[k];
                 F e = rounded(clamped(unit, least, most)) - unit;
-                e = e * e;
+                e = Cubic ? e * e * magnitude(e) : e * e;
                 if constexpr (Weighted) e = e * load(weights + i);
                 sum[k] = sum[k] + e;
             }
@@ -112,11 +112,19 @@ void add_up(const IntRule& rule, Batch& batch, const Tried* tried, std::size_t f
     }
 }
 
+// By the flags of add_up.
+template <std::size_t Tries, bool... Flags>
+auto adder() {
+    return &add_up<Tries, Flags...>;
+}
+template <std::size_t Tries, bool... Flags, typename... Rest>
+auto adder(bool flag, Rest... rest) {
+    return flag ? adder<Tries, Flags..., true>(rest...) : adder<Tries, Flags..., false>(rest...);
+}
+
 template <std::size_t Tries>
 void add_up_all(const IntRule& rule, Batch& batch, const Tried* tried, std::size_t first) {
-    const bool weighted = !batch.importance.empty();
-    const auto add = rule.symmetric ? (weighted ? &add_up<Tries, true, true> : &add_up<Tries, true, false>)
-                                    : (weighted ? &add_up<Tries, false, true> : &add_up<Tries, false, false>);
+    const auto add = adder<Tries>(rule.symmetric, !batch.importance.empty(), rule.cubic);
     for (std::size_t g = 0; g < batch.count; ++g) add(rule, batch, tried, first, g);
 }
 
@@ -136,7 +144,7 @@ void errors(const IntRule& rule, Batch& batch, Tried* tried) {
                 one[i] = sums[0];
             }
             const F scale = load(tried[k].scale + g), sum = folded(one, [](F a, F b) { return a + b; });
-            store(tried[k].error + g, sum * (scale * scale));
+            store(tried[k].error + g, sum * (rule.cubic ? scale * scale * scale : scale * scale));
         }
     }
 }
