@@ -113,6 +113,7 @@ def round_columns(
     `out` takes levels, values as stored in `dtype`, and errors. Column j has row `group[j]` of `scale` and of `least`
     (the least level; None: the symmetric grid), and `unit[j, i]` times its error is taken from column i > j.
     """
+    levels, values, errors = out
     _native.grid_slab(
         running.numpy(),
         unit.contiguous().numpy(),
@@ -121,6 +122,8 @@ def round_columns(
         group,
         bits,
         NUMBERS[dtype],
-        *(part.numpy() for part in out),
+        levels.numpy(),
+        values.numpy(),
+        errors.numpy(),
         path,
     )
