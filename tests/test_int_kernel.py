@@ -39,7 +39,7 @@ def torch_only() -> Iterator[None]:
 @contextmanager
 def only(path: str) -> Iterator[None]:
     """Every call runs the loops of one instruction set."""
-    names = "grid_fit", "grid_round", "grid_slab"
+    names = "grid_fit", "grid_round", "grid_slab", "grid_decode"
     with contextmanager(_patched)({name: getattr(_native, name) for name in names}, path):
         yield
 
@@ -125,6 +125,35 @@ def test_fits_and_rounds_as_torch_does(
             assert same(fitted(grid, w, importance), expected)
             params = grid.fit(w.float(), importance)
             assert same({**params, "codes": grid.round(w.float(), params)}, expected)
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    bits=st.integers(2, 8),
+    symmetric=st.booleans(),
+    size=st.sampled_from([1, 7, 16, 33, 128]),
+    rows=st.integers(1, 9),
+    kind=st.sampled_from(["plain", "ties", "tiny", "small", "huge"]),
+    dtype=st.sampled_from(FLOATS),
+    decoded=st.sampled_from(FLOATS),
+)
+def test_decodes_as_torch_does(
+    bits: int, symmetric: bool, size: int, rows: int, kind: str, dtype: torch.dtype, decoded: torch.dtype
+) -> None:
+    grid = IntGrid(bits, size, symmetric, "mse", ("float32",))
+    w = values((rows, 2, size), rows, kind, dtype)
+    params = grid.fit(w)
+    codes = grid.round(w, params)
+    expected = grid.value(codes, params).to(decoded)
+    results = [
+        int_kernel.decode(codes, params["scale"], params.get("zero_point"), w, bits=bits, dtype=decoded, path=path)
+        for path in PATHS
+    ]
+    for found, *sums in results:
+        assert torch.equal(found.view(torch.uint8), expected.view(torch.uint8))  # signs of zero too
+        assert tuple(sums) == results[0][1:]
+    squares = [x.square().sum(dtype=torch.float64) for x in (w.float(), w.float() - expected.float())]
+    assert results[0][1:] == pytest.approx([float(x) for x in squares], rel=1e-12, nan_ok=True)
 
 
 @settings(max_examples=60, deadline=None)

@@ -118,4 +118,16 @@ def grid_slab(
     errors: NDArray[float32],
     path: str,
 ) -> None: ...
+def grid_decode(
+    codes: NDArray[uint8],
+    scale: NDArray[float32],
+    zero: NDArray[uint8] | None,
+    bits: int,
+    weights: NDArray[uint8],
+    number: int,
+    size: int,
+    stored: int,
+    values: NDArray[uint8],
+    path: str,
+) -> tuple[float, float]: ...
 def path_of(stream: NDArray[uint8], n: int) -> str: ...

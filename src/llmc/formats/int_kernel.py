@@ -127,3 +127,33 @@ def round_columns(
         errors.numpy(),
         path,
     )
+
+
+def decode(
+    codes: torch.Tensor,
+    scale: torch.Tensor,
+    zero: torch.Tensor | None,
+    weights: torch.Tensor,
+    *,
+    bits: int,
+    dtype: torch.dtype,
+    path: str = "auto",
+) -> tuple[torch.Tensor, float, float]:
+    """Values in `dtype` of `codes: [..., n]` under params `[..., 1]`; sums of squares of `weights` and of their errors.
+
+    As torch has it, squares are of float32 and their sums of float64, whose order alone differs.
+    """
+    values = torch.empty(codes.shape, dtype=dtype)
+    signal, noise = _native.grid_decode(
+        as_bytes(codes),
+        scale.float().contiguous().view(-1).numpy(),
+        _flat(None if zero is None else zero.contiguous()),
+        bits,
+        as_bytes(weights),
+        NUMBERS[weights.dtype],
+        codes.shape[-1],
+        NUMBERS[dtype],
+        as_bytes(values),
+        path,
+    )
+    return values, signal, noise

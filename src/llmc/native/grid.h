@@ -56,12 +56,27 @@ struct Slab {
     Number stored = Number::kFloat32;
 };
 
+// Codes and their params, and the values they come to in `stored`; zero points may be null.
+struct Decoded {
+    const std::uint8_t* codes = nullptr;
+    const float* scale = nullptr;
+    const std::uint8_t* zero = nullptr;
+    Number stored = Number::kFloat32;
+    std::uint8_t* values = nullptr;
+};
+
+// Sums of squares, of weights and of what values lack of them.
+struct Energies {
+    double signal = 0, noise = 0;
+};
+
 // Compiled for several instruction sets.
 struct GridLoops {
     const char* name;
     void (*fit)(const IntRule&, const Groups&, const Fitted&);
     void (*round)(const IntRule&, const Groups&, const Fitted&);  // codes under the params given
     void (*slab)(const IntRule&, const Slab&);
+    Energies (*decode)(const IntRule&, const Groups&, const Decoded&);
 };
 
 extern const GridLoops kBaselineGrid, kAvx2Grid, kAvx512Grid;

@@ -3,9 +3,10 @@
 #define LLMC_WIDTH 16
 #include "grid_loops.h"
 #include "grid_slab.h"
+#include "grid_decode.h"
 
 namespace llmc {
 
-extern const GridLoops kAvx512Grid = {"avx512", &avx512::fit, &avx512::round, &avx512::round_slab};
+extern const GridLoops kAvx512Grid = {"avx512", &avx512::fit, &avx512::round, &avx512::round_slab, &avx512::decode};
 
 }  // namespace llmc

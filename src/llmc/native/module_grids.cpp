@@ -3,6 +3,7 @@
 
 #include <nanobind/ndarray.h>
 #include <nanobind/stl/optional.h>
+#include <nanobind/stl/pair.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
@@ -108,9 +109,12 @@ void slab(const Constant& running, const Constant& unit, const Constant& scale, 
     };
     want(job.columns <= kSlab && group.size() == job.columns, "a slab has up to 16 columns, each with a group");
     want(shaped(unit, job.columns, job.columns), "the triangle is not of the size of the slab");
-    for (const Matrix& out : {levels, values, errors}) want(shaped(out, job.columns, job.rows), "an output is not of the size of the slab");
-    want(scale.shape(1) == job.rows && (!least || shaped(*least, scale.shape(0), job.rows)), "there is not one scale for each row");
-    want(std::all_of(group.begin(), group.end(), [&scale](std::uint32_t g) { return g < scale.shape(0); }), "there is no such group");
+    for (const Matrix& out : {levels, values, errors})
+        want(shaped(out, job.columns, job.rows), "an output is not of the size of the slab");
+    want(scale.shape(1) == job.rows && (!least || shaped(*least, scale.shape(0), job.rows)),
+         "there is not one scale for each row");
+    want(std::all_of(group.begin(), group.end(), [&scale](std::uint32_t g) { return g < scale.shape(0); }),
+         "there is no such group");
     want(stored <= 2, "numbers are float32, bfloat16 or float16");
     job.running = running.data();
     job.unit = unit.data();
@@ -125,6 +129,30 @@ void slab(const Constant& running, const Constant& unit, const Constant& scale, 
     loops.slab(rule, job);
 }
 
+std::pair<double, double> decode(const Flat<const std::uint8_t>& codes, const Flat<const float>& scale,
+                                 const std::optional<Flat<const std::uint8_t>>& zero, unsigned bits,
+                                 const Flat<const std::uint8_t>& weights, unsigned number, std::size_t size,
+                                 unsigned stored, const Flat<std::uint8_t>& values, const std::string& path) {
+    const GridLoops& loops = grid_loops(path);
+    const IntRule rule = rule_of(bits, !zero.has_value(), false, false);
+    const Groups groups = groups_of(weights, number, size);
+    want(stored <= 2, "numbers are float32, bfloat16 or float16");
+    want(scale.size() == groups.count && (!zero || zero->size() == groups.count),
+         "there is not one scale for each group");
+    want(codes.size() == groups.count * size, "there is not one code for each value");
+    Decoded out;
+    out.codes = codes.data();
+    out.scale = scale.data();
+    out.zero = zero ? zero->data() : nullptr;
+    out.stored = static_cast<Number>(stored);
+    out.values = values.data();
+    want(values.size() == codes.size() * (out.stored == Number::kFloat32 ? 4 : 2),
+         "an output is not of the size of the values");
+    const nb::gil_scoped_release unlocked;
+    const Energies sums = loops.decode(rule, groups, out);
+    return {sums.signal, sums.noise};
+}
+
 }  // namespace
 
 void add_grids(nb::module_& m) {
@@ -137,6 +165,9 @@ void add_grids(nb::module_& m) {
     m.def("grid_slab", &slab, nb::arg("running"), nb::arg("unit"), nb::arg("scale"), nb::arg("least").none(),
           nb::arg("group"), nb::arg("bits"), nb::arg("stored"), nb::arg("levels"), nb::arg("values"),
           nb::arg("errors"), nb::arg("path"));
+    m.def("grid_decode", &decode, nb::arg("codes"), nb::arg("scale"), nb::arg("zero").none(), nb::arg("bits"),
+          nb::arg("weights"), nb::arg("number"), nb::arg("size"), nb::arg("stored"), nb::arg("values"),
+          nb::arg("path"));
     m.def("grid_paths", &grid_paths);
 }
 
