@@ -12,6 +12,7 @@
 #include "crc32c.h"
 #include "encode.h"
 #include "module_bitmaps.h"
+#include "module_grids.h"
 #include "planes.h"
 
 namespace nb = nanobind;
@@ -255,6 +256,7 @@ NB_MODULE(_native, m) {
           nb::arg("data"), nb::arg("before"));
     m.def("paths", &path_names);
     define_bitmaps(m);
+    define_grids(m);
     m.def("path_of", &path_of, nb::arg("stream"), nb::arg("n"));
 }
 
