@@ -70,6 +70,11 @@ def test_empty_matrices(shape: tuple[int, int]) -> None:
     assert torch.equal(unpack_rows(pack_rows(codes, 3), 3, shape[1]), codes)
 
 
+def test_pack_takes_codes_at_any_offset() -> None:
+    codes = torch.arange(17, dtype=torch.uint8) % 16
+    assert torch.equal(pack(codes[1:].view(1, 16), 4), pack(codes[1:].clone().view(1, 16), 4))
+
+
 def test_unpack_takes_strided_words() -> None:
     codes = random_codes(6, 40, 3)
     strided = pack_rows(codes, 3).t().contiguous().t()
