@@ -72,7 +72,7 @@ def test_empty_matrices(shape: tuple[int, int]) -> None:
 
 def test_pack_takes_codes_at_any_offset() -> None:
     codes = torch.arange(17, dtype=torch.uint8) % 16
-    assert torch.equal(pack(codes[1:].view(1, 16), 4), pack(codes[1:].clone().view(1, 16), 4))
+    assert torch.equal(pack_rows(codes[1:].view(1, 16), 4), pack_rows(codes[1:].clone().view(1, 16), 4))
 
 
 def test_unpack_takes_strided_words() -> None:
