@@ -12,6 +12,7 @@ A file is read whole and refused at its first line that is wrong: a task of whic
 
 from __future__ import annotations
 
+import codecs
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
@@ -20,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from llmc.errors import CalibrationError, UsageError
+from llmc.gates import task_name
 from llmc.registry import suggest
 
 SHAPES: dict[str, tuple[tuple[str, ...], ...]] = {
@@ -81,19 +83,11 @@ def load_tasks(paths: Sequence[str | Path], limit: int | None = None) -> list[Ta
     """Read task files; see `load_task`. Raises UsageError when two would have one name."""
     names: dict[str, str] = {}
     for path in map(str, paths):
-        if task_name(path) in names:
-            raise UsageError(
-                f"{names[task_name(path)]} and {path} would both be task {task_name(path)!r}",
-                where="--task",
-                fix="rename one of the files",
-            )
+        first = names.get(task_name(path))
+        if first is not None:
+            raise UsageError(f"there is a task {task_name(path)!r} already, {first}", where=path, fix="rename the file")
         names[task_name(path)] = path
     return [load_task(path, limit) for path in paths]
-
-
-def task_name(path: str | Path) -> str:
-    """The name of a task in reports and gates: its file without folder and ending."""
-    return Path(path).name.removesuffix(".jsonl")
 
 
 def load_task(path: str | Path, limit: int | None = None) -> Task:
@@ -111,7 +105,7 @@ def load_task(path: str | Path, limit: int | None = None) -> Task:
         raise UsageError(f"limit {limit} leaves no item", where="--limit", fix="use 1 or more")
     content = _read(Path(path))
     shape, first, items = "", 0, []
-    for number, line in enumerate(content.split(b"\n"), 1):
+    for number, line in enumerate(content.removeprefix(codecs.BOM_UTF8).split(b"\n"), 1):
         if not line.strip():
             continue
         where = f"{path}:{number}"
@@ -140,7 +134,7 @@ def _read(path: Path) -> bytes:
 def _row(line: bytes, where: str) -> dict[str, Any]:
     """The object in a line, with keys that stand once and texts that are Unicode."""
     try:
-        text = line.decode("utf-8-sig" if where.endswith(":1") else "utf-8")
+        text = line.decode()
         row = json.loads(text, object_pairs_hook=_unique)
     except UnicodeDecodeError as error:
         problem = f"not UTF-8 at byte {error.start} of the line"
@@ -235,8 +229,8 @@ def _gold(row: Mapping[str, Any], key: str, where: str) -> int:
 
 
 def _kind(value: Any) -> str:
-    names = {dict: "an object", list: "a list", str: "text", bool: "true or false", int: "a number", float: "a number"}
-    return "null" if value is None else names[type(value)]
+    names = {"dict": "an object", "list": "a list", "str": "text"}
+    return names.get(type(value).__name__) or json.dumps(value)
 
 
 def _words(shape: str) -> str:
