@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import os
 import random
 from pathlib import Path
 from types import SimpleNamespace
@@ -23,6 +24,9 @@ from llmc.eval.metrics import BATCH_TOKENS, Scored
 from llmc.eval.task_judging import judge
 from llmc.eval.task_scoring import Likelihood, Request, joined, leading_ids, log_likelihoods, requests
 from llmc.eval.tasks import load_task
+
+MODELS = os.environ.get("LLMC_MODELS")
+DATA = Path(os.environ.get("LLMC_DATA") or Path(MODELS or ".").parent / "data")
 
 WORDS = ["river", "stone", "lamp", "and", "the", "a", "walks", "sings", "old", "under", "bright", "keeps", "to"]
 
@@ -292,3 +296,25 @@ def test_progress_ends_complete(tiny: tuple[Any, Any], tmp_path: Path) -> None:
     path = write(tmp_path, *({"query": q, "choices": [c, "x"], "gold": 0} for q, c in itertools.islice(pairs(9), 5)))
     judge(Scored("tiny", tiny[0]), tiny[1], load_task(path), progress=lambda *args: seen.append(args))
     assert seen[-1] == ("t: tiny", 10, 10)
+
+
+@pytest.mark.skipif(not MODELS, reason="LLMC_MODELS names no folder of trained models")
+def test_public_tasks_equal_a_loop() -> None:
+    """The files as they are; a model of this size is near chance in all of them."""
+    model, tokenizer = open_model(Path(str(MODELS)) / "ref-7m")
+    files = sorted((DATA / "tasks").glob("*.jsonl"))
+    assert len(files) == 7
+    for file in files:
+        task = load_task(file, 8)
+        found = judge(Scored("ref-7m", model), tokenizer, task)
+        scores = [[one_by_one(model, tokenizer, *pair) for pair in item.pairs] for item in task.items]
+        assert found.truncated == 0 and found.log_likelihood is not None
+        gold = [each[item.gold] for each, item in zip(scores, task.items, strict=True)]
+        assert found.log_likelihood.tolist() == pytest.approx([each.total for each in gold], rel=1e-5)
+        if task.shape == "cloze":
+            expected = [each.greedy for each in gold]
+        else:
+            expected = [
+                max(each, key=lambda score: score.total) == right for each, right in zip(scores, gold, strict=True)
+            ]
+        assert found.correct["acc"].tolist() == expected

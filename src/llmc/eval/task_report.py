@@ -179,6 +179,7 @@ def _compared(right: NDArray[np.bool_], before: NDArray[np.bool_] | None) -> dic
     lost, gained = int((before & ~right).sum()), int((right & ~before).sum())
     p, items = mcnemar(lost, gained), len(right)
     resolved = p < 1 - LEVEL
+    needed = None if resolved else items_to_resolve(items, lost, gained, level=LEVEL)
     intervals["flip_rate"] = share_interval(lost + gained, items, level=LEVEL)
     if not before.any():
         del intervals["accuracy_ratio"]
@@ -191,7 +192,7 @@ def _compared(right: NDArray[np.bool_], before: NDArray[np.bool_] | None) -> dic
         "gained": gained,
         "mcnemar_p": p,
         "resolved": resolved,
-        "items_to_resolve": None if resolved else items_to_resolve(items, lost, gained, level=LEVEL),
+        "items_to_resolve": needed and max(needed, items + 1),  # of a handful, where the exact test asks for more
         "intervals": intervals,
         "flipped": before ^ right,
     }
