@@ -11,7 +11,6 @@ of a model, repeated, or Gaussian with log-normal scales of rows.
 from __future__ import annotations
 
 import argparse
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -20,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from measuring import machine, markdown
+from measuring import best_times, machine, markdown
 
 from llmc import read_tensors
 from llmc.formats import bitmaps, planes, rans
@@ -128,17 +127,6 @@ def sizes(numbers: rans.Bytes) -> str:
     )
 
 
-def best_times(rows: list[Row], rounds: int) -> list[float]:
-    """Seconds of the best round of each row."""
-    best = [float("inf")] * len(rows)
-    for _ in range(rounds):
-        for place, row in enumerate(rows):
-            begin = time.perf_counter()
-            row.run()
-            best[place] = min(best[place], time.perf_counter() - begin)
-    return best
-
-
 def table(rows: list[Row], times: list[float], nbytes: int) -> str:
     peers = {(row.peer, row.threads): s for row, s in zip(rows, times, strict=True) if row.name.startswith("ZipNN")}
     cells = []
@@ -161,7 +149,7 @@ def main() -> None:
     print(machine())
     print(sizes(numbers))
     rows = rows_of(numbers, args.threads) + (peer_rows(numbers, args.threads) if args.zipnn else [])
-    print(table(rows, best_times(rows, args.rounds), numbers.size))
+    print(table(rows, best_times([row.run for row in rows], args.rounds), numbers.size))
 
 
 if __name__ == "__main__":

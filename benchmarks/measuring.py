@@ -6,7 +6,7 @@ import os
 import resource
 import subprocess
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -48,6 +48,17 @@ def measured(command: Sequence[str], log: Path, environment: Mapping[str, str] |
     lines = log.read_text(encoding="utf-8", errors="replace").replace("\r", "\n").strip().splitlines()
     peak = used.ru_maxrss * 1024 / 1e6
     return Usage(process.returncode, wall, used.ru_utime + used.ru_stime, peak, lines[-1] if lines else "")
+
+
+def best_times(runs: Sequence[Callable[[], object]], rounds: int) -> list[float]:
+    """Seconds of the best round of each; they run in turn, so that a busy machine harms all alike."""
+    best = [float("inf")] * len(runs)
+    for _ in range(rounds):
+        for place, run in enumerate(runs):
+            begin = time.perf_counter()
+            run()
+            best[place] = min(best[place], time.perf_counter() - begin)
+    return best
 
 
 def own_peak_mb() -> float:

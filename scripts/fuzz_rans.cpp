@@ -115,7 +115,8 @@ Sample make_numbers(std::mt19937_64& random, unsigned kind) {
     model.bits = 12 + kind % 3;
     model.lanes_log2 = kind < 24 ? 6 : 2 + kind / 2 % 6;
     model.chunk = 512u << (kind % 3);
-    sample.stream = encode_planes(sample.split, sample.expected.data(), model, sample.raw.data(), 1, Path::kScalar);
+    std::vector<std::uint64_t> counts;
+    sample.stream = encode_planes(sample.split, sample.expected.data(), model, sample.raw.data(), counts, 1, Path::kScalar);
     measure_head(sample);
     return sample;
 }

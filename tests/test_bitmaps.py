@@ -175,7 +175,7 @@ def test_every_flipped_bit_is_refused() -> None:
     for at in range(8 * stream.size):
         data = stream.copy()
         data[at // 8] ^= 1 << at % 8
-        with pytest.raises(InputError, match="^bitmaps: "):
+        with pytest.raises(InputError, match=r"^bitmaps: "):
             bitmaps.decode(data, symbols.size)
         with pytest.raises((ValueError, struct.error)):
             reference.decode(data.tobytes())
@@ -213,7 +213,7 @@ def test_claims_of_a_head_whose_sum_agrees(message: str) -> None:
 def test_escapes_that_moved_to_another_block() -> None:
     symbols = plane(7, 8000, 60)
     stream = bitmaps.encode(symbols)
-    (first,) = struct.unpack_from("<I", stream, 20)
+    (first,) = struct.unpack_from("<I", stream.tobytes(), 20)
     with pytest.raises(InputError, match="block 0 does not have as many escapes as the head says"):
         bitmaps.decode(resealed(stream, 20, struct.pack("<I", first + 1), blocks=2), symbols.size)
 

@@ -1,4 +1,4 @@
-"""Frozen bitmap streams: these bytes decode to these symbols in every version. A new layout is a new magic and new bytes."""
+"""Frozen bitmap streams: these bytes decode to these symbols in every version. A new layout has a new magic."""
 
 from __future__ import annotations
 

@@ -163,6 +163,24 @@ def test_rows_that_were_never_trained_are_coded_apart(rest: int) -> None:
     assert coded.nbytes < 0.75 * encode(values + weights(160_000, dtype=torch.float32, seed=3) * 1e-6).nbytes
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_numbers_that_are_narrower_all_through_are_one_piece(dtype: torch.dtype) -> None:
+    coded = check(weights(401, 400, dtype=dtype).float())
+    assert (coded.head.kind, coded.head.held) == (PLANES, str(dtype).removeprefix("torch."))
+
+
+def test_what_only_looks_narrower_is_not() -> None:
+    """Blocks are looked at in few places first."""
+    values = weights(60, 4096, dtype=torch.float32)
+    values[10:40] = values[10:40].bfloat16().float()
+    values[20:30, 77] += 2.0**-30
+    values[40:60] = 1.5
+    values[50, 4095] = 2.0
+    coded = check(values)
+    assert coded.head.kind == PIECES
+    assert coded.head.pieces == 7  # the last: constant, the block with a 2, constant
+
+
 def test_many_short_runs_are_not_pieces() -> None:
     values = weights(1000, 4096, dtype=torch.bfloat16)
     values[::2] = 0

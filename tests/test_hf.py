@@ -20,6 +20,7 @@ import llmc.hf
 from llmc.coded_files import CodedTensors
 from llmc.errors import CheckpointError, LlmcError, UsageError
 from llmc.formats import coded_tensor
+from llmc.formats.tensor_coder import MODES
 from llmc.runtime import resident
 from llmc.safetensors_file import read_file
 
@@ -131,6 +132,17 @@ def test_another_dtype(both: Any, dtype: torch.dtype) -> None:
         assert torch.equal(models[0](input_ids=ids)[0], compressed(input_ids=ids)[0])
 
 
+@pytest.mark.parametrize("mode", MODES)
+def test_every_mode_loads(both: Any, tmp_path: Path, mode: str) -> None:
+    source, _ = both("llama")
+    llmc.lossless(source, tmp_path / mode, mode=mode)
+    model, ids = llmc.load(source), torch.tensor([[5, 6, 7]])
+    assert equal(llmc.load(tmp_path / mode), model)
+    with torch.no_grad():
+        compressed = llmc.load(tmp_path / mode, resident="compressed")
+        assert torch.equal(compressed(input_ids=ids)[0], model(input_ids=ids)[0])
+
+
 def test_shards_and_twins(both: Any, tmp_path: Path) -> None:
     source, _ = both("llama-untied")
     model = transformers.AutoModelForCausalLM.from_pretrained(source)
@@ -139,7 +151,9 @@ def test_shards_and_twins(both: Any, tmp_path: Path) -> None:
     model.save_pretrained(tmp_path / "shards", max_shard_size="60KB")
     result = llmc.lossless(tmp_path / "shards", tmp_path / "coded")
     assert sum(row["kind"] == "same" for row in result.rows) == 1
-    assert equal(transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "coded"), model)
+    for opener in (transformers.AutoModelForCausalLM, type(model)):
+        assert equal(opener.from_pretrained(tmp_path / "coded"), model)
+    assert equal(llmc.load(tmp_path / "coded"), model)
     ids = torch.tensor([[5, 6, 7]])
     with torch.no_grad():
         compressed = llmc.load(tmp_path / "coded", resident="compressed")

@@ -1,8 +1,9 @@
-# What src/llmc/native/module.cpp defines. Arrays are contiguous and one-dimensional; uint8 where nothing else is said.
+# What module.cpp and module_grids.cpp in src/llmc/native define.
+# Arrays are contiguous and one-dimensional; uint8 where nothing else is said.
 from collections.abc import Sequence
 from typing import Any
 
-from numpy import uint8, uint64
+from numpy import float32, uint8, uint64
 from numpy.typing import NDArray
 
 class CodecError(ValueError): ...
@@ -60,7 +61,7 @@ def encode_numbers(
     chunk: int,
     threads: int,
     path: str,
-) -> NDArray[uint8]: ...
+) -> tuple[NDArray[uint8], NDArray[uint64]]: ...
 def decode_numbers(
     bytes: int,
     sign_after: int,
@@ -93,4 +94,57 @@ def bitmaps_decode_numbers(
 def bitmaps_check(stream: NDArray[uint8], n: int, threads: int) -> None: ...
 def bitmaps_describe(stream: NDArray[uint8], n: int) -> dict[str, Any]: ...
 def bitmaps_paths() -> list[str]: ...
+def grid_fit(
+    values: NDArray[uint8],
+    number: int,
+    size: int,
+    importance: NDArray[float32] | None,
+    bits: int,
+    symmetric: bool,
+    half: bool,
+    brain: bool,
+    ratios: Sequence[float],
+    offsets: Sequence[float],
+    norm: int,
+    scale: NDArray[float32],
+    zero: NDArray[uint8] | None,
+    codes: NDArray[uint8] | None,
+    path: str,
+) -> None: ...
+def grid_round(
+    values: NDArray[uint8],
+    number: int,
+    size: int,
+    bits: int,
+    scale: NDArray[float32],
+    zero: NDArray[uint8] | None,
+    codes: NDArray[uint8],
+    path: str,
+) -> None: ...
+def grid_paths() -> list[str]: ...
+def grid_slab(
+    running: NDArray[float32],
+    unit: NDArray[float32],
+    scale: NDArray[float32],
+    least: NDArray[float32] | None,
+    group: Sequence[int],
+    bits: int,
+    stored: int,
+    levels: NDArray[float32],
+    values: NDArray[float32],
+    errors: NDArray[float32],
+    path: str,
+) -> None: ...
+def grid_decode(
+    codes: NDArray[uint8],
+    scale: NDArray[float32],
+    zero: NDArray[uint8] | None,
+    bits: int,
+    weights: NDArray[uint8],
+    number: int,
+    size: int,
+    stored: int,
+    values: NDArray[uint8],
+    path: str,
+) -> tuple[float, float]: ...
 def path_of(stream: NDArray[uint8], n: int) -> str: ...

@@ -31,11 +31,18 @@ EVERYTHING = "(.+)"
 
 @register_quantization_config(METHOD)
 class LosslessConfig(QuantizationConfigMixin):
-    """`quantization_config` of a lossless folder: `mode` is the one it was written in."""
+    """`quantization_config` of a lossless folder.
 
-    def __init__(self, mode: str = "balanced", dequantize: bool = True, **kwargs: Any) -> None:
+    Attributes:
+        mode: the one it was written in.
+        weights: the file that loading begins with: the only one, or the index of several.
+    """
+
+    def __init__(self, mode: str = "balanced", weights: str = SINGLE, dequantize: bool = True, **kwargs: Any) -> None:
         self.quant_method = METHOD  # type: ignore[assignment]  # transformers' enum is closed, its registry is not
-        self.mode, self.dequantize = mode, True
+        self.mode, self.weights, self.dequantize = mode, weights, True
+        if weights not in (SINGLE, INDEX):
+            raise CheckpointError(f"quantization_config names the weights {weights!r}", fix=f"{SINGLE} or {INDEX}")
 
 
 @register_quantizer(METHOD)
@@ -50,8 +57,9 @@ class LosslessQuantizer(HfQuantizer):
         self.originals: dict[int, Any] = {}  # id of a conversion that decodes -> the model's own, None for ours
 
     def update_attn_implementation(self, config: Any) -> Any:
-        """Name the weight file, once the folder is known and before transformers looks for one."""
-        config.transformers_weights = _weights_of(config)
+        """Name the weight file before transformers looks for one."""
+        method: Any = self.quantization_config
+        config.transformers_weights = method.weights
         return config
 
     def update_dtype(self, dtype: Any) -> Any:
@@ -136,18 +144,6 @@ class DecodeAlone(Decode):
     def convert(self, input_dict: dict[str, Any], *args: Any, **kwargs: Any) -> dict[str, Any]:
         (value,) = super().convert(input_dict).values()
         return {kwargs["full_layer_name"]: value}
-
-
-def _weights_of(config: Any) -> str:
-    """The name of the weight file, or of the index of several, beside a config."""
-    name = str(getattr(config, "name_or_path", "") or "")
-    folder = Path(name)
-    if folder.is_dir():
-        return INDEX if (folder / INDEX).is_file() else SINGLE
-    from transformers.utils.hub import cached_file
-
-    found = cached_file(name, INDEX, _raise_exceptions_for_missing_entries=False) if name else None
-    return INDEX if found else SINGLE
 
 
 def _forget_weights(config: Any) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 
 from llmc.artifact import Folder, Unit
 from llmc.card import lossless_card
-from llmc.coded_files import INDEX, coded_name
+from llmc.coded_files import INDEX, SINGLE, coded_name
 from llmc.formats.kernel_folder import kernel_files
 from llmc.manifest import dump_json, write_manifest
 from llmc.safetensors_file import SafetensorsFile
@@ -94,7 +94,7 @@ def seal(
     folder, base = place.path, source.name.removesuffix(".safetensors")
     beside = source if source.is_dir() else None
     kept, notes = _copy_files(beside, folder, how)
-    if beside is not None and (beside / "model.safetensors.index.json").is_file():
+    if beside is not None and _weights(beside) == INDEX:
         weight_map = {row["name"]: row["file"] for row in sorted(rows, key=lambda row: str(row["name"]))}
         total = sum(row["stop"] - row["start"] for row in rows)
         (folder / INDEX).write_bytes(dump_json({"metadata": {"total_size": total}, "weight_map": weight_map}))
@@ -193,9 +193,14 @@ def _copy_files(source: Path | None, folder: Path, how: dict[str, Any]) -> tuple
         config = json.loads(kept["config.json"])
         if "quantization_config" in config:
             notes.append("its weights were quantized before: transformers loads it after llmc decompress only")
-        edited = {**config, "quantization_config": {"quant_method": "llmc", "mode": how["mode"], "dequantize": True}}
-        (folder / "config.json").write_bytes(dump_json(edited))
+        method = {"quant_method": "llmc", "mode": how["mode"], "weights": _weights(source), "dequantize": True}
+        (folder / "config.json").write_bytes(dump_json({**config, "quantization_config": method}))
     return kept, notes
+
+
+def _weights(source: Path) -> str:
+    """The file of a coded folder that loading begins with."""
+    return INDEX if (source / "model.safetensors.index.json").is_file() else SINGLE
 
 
 def _groups(rows: Sequence[dict[str, Any]]) -> tuple[tuple[str, ...], ...]:

@@ -22,6 +22,7 @@ from llmc.compressors.cholesky import factor_upper, inverse_upper
 from llmc.compressors.options import GridOptions, check_groups, option
 from llmc.compressors.parallel import ordered_map, row_tiles, run_single
 from llmc.compressors.rtn import round_to_nearest
+from llmc.formats import int_kernel
 from llmc.formats.encoded import Encoded, Grid, Params, Plane
 from llmc.formats.int_grid import IntGrid
 from llmc.structure import Context
@@ -127,11 +128,15 @@ class _Problem:
 
 @dataclass(frozen=True)
 class _Group:
-    """Params of one group of columns, and how to round under them: see `IntGrid.nearest`."""
+    """Params of one group of columns, and how to round under them: see `IntGrid.nearest`.
+
+    `least` is the least level of each row, where a zero point shifts it.
+    """
 
     params: Params
     scale: torch.Tensor
     divisor: torch.Tensor
+    least: torch.Tensor | None
     nearest: Callable[[torch.Tensor, torch.Tensor], object]
 
 
@@ -214,23 +219,43 @@ def _round_slab(
     """
     width, size = R.shape[0], grid.group_size or R.shape[0]
     levels, values, D = torch.empty_like(R), torch.empty_like(R), torch.empty_like(R)
-    running, level, value, error = R.unbind(), levels.unbind(), values.unbind(), D.unbind()
-    units, stored = torch.empty_like(R[0]), torch.empty_like(R[0], dtype=dtype)
     for m, n in pairwise(sorted({*range(0, width, MICRO), *range(0, width, size), width})):
         if members[m] == len(groups):
             at = slab.start + m
             groups.append(_fit(grid, R[m : m + size].t(), importance[at : at + size]))
-        for j in range(m, n):
-            group = groups[members[j]]
-            torch.div(running[j], group.divisor, out=units)
-            group.nearest(units, level[j])
-            torch.mul(level[j], group.scale, out=units)
-            stored.copy_(units)
-            value[j].copy_(stored)
-            torch.sub(running[j], value[j], out=error[j])
-            R[j + 1 : n].addmm_(slab.unit[j : j + 1, j + 1 : n].t(), D[j : j + 1], alpha=-1)
+        out = levels[m:n], values[m:n], D[m:n]
+        _round_columns(R[m:n], grid, slab.unit[m:n, m:n], [groups[g] for g in members[m:n]], out, dtype)
         R[n:].addmm_(slab.unit[m:n, n:].t(), D[m:n], alpha=-1)
     return levels, values
+
+
+def _round_columns(
+    R: torch.Tensor,
+    grid: Grid,
+    unit: torch.Tensor,
+    groups: list[_Group],
+    out: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
+    dtype: torch.dtype,
+) -> None:
+    """Levels, values and errors of columns `R: [columns, rows]`, column j under `groups[j]`, errors carried on."""
+    if isinstance(grid, IntGrid) and int_kernel.applies(R) and R.dtype == torch.float32 and dtype in int_kernel.NUMBERS:
+        used = list({id(g): g for g in groups}.values())
+        place = {id(g): i for i, g in enumerate(used)}
+        least = [g.least for g in used if g.least is not None]
+        scale = torch.stack([g.scale for g in used])
+        which = [place[id(g)] for g in groups]
+        bounds = torch.stack(least) if least else None
+        int_kernel.round_columns(R, unit, scale, bounds, which, out, bits=grid.bits, dtype=dtype)
+        return
+    units, stored = torch.empty_like(R[0]), torch.empty_like(R[0], dtype=dtype)
+    for j, (running, level, value, error) in enumerate(zip(R, *out, strict=True)):
+        torch.div(running, groups[j].divisor, out=units)
+        groups[j].nearest(units, level)
+        torch.mul(level, groups[j].scale, out=units)
+        stored.copy_(units)
+        value.copy_(stored)
+        torch.sub(running, value, out=error)
+        R[j + 1 :].sub_(unit[j, j + 1 :].unsqueeze(1) * error)  # not a fused operation: the same on every machine
 
 
 def _fit(grid: Grid, values: torch.Tensor, importance: torch.Tensor) -> _Group:
@@ -240,7 +265,8 @@ def _fit(grid: Grid, values: torch.Tensor, importance: torch.Tensor) -> _Group:
     parts = [grid.fit(values[a:b].contiguous().float(), importance.float()) for a, b in tiles]
     params = {k: torch.cat([part[k] for part in parts]) for k in parts[0]}
     scale = params["scale"].squeeze(-1).to(values.dtype)
-    return _Group(params, scale, torch.where(scale == 0, 1.0, scale), _nearest(grid, params))
+    least = -params["zero_point"].squeeze(-1).to(values.dtype) if "zero_point" in params else None
+    return _Group(params, scale, torch.where(scale == 0, 1.0, scale), least, _nearest(grid, params))
 
 
 def _nearest(grid: Grid, params: Params) -> Callable[[torch.Tensor, torch.Tensor], object]:

@@ -1,6 +1,6 @@
 """Round to nearest: every weight to the nearest value of its group's grid.
 
-Scales are fitted to the weights alone ("absmax"), or searched for the least squared error ("mse"), in which the columns
+Scales are fitted to the weights alone ("absmax"), or searched for the least error ("mse"), in which the columns
 count by their mean squared activation where a Hessian is at hand. Left out: anything that looks at outputs.
 """
 
@@ -16,7 +16,7 @@ from llmc.compressors.parallel import ordered_map, row_tiles
 from llmc.formats.encoded import Encoded, Grid, Params, Plane
 from llmc.structure import Context
 
-TILE = 1 << 17  # weights at once: their float32 copies stay in the L2 cache
+TILE = 1 << 19  # weights at once
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Rtn(GridOptions):
 
 
 def round_to_nearest(weight: torch.Tensor, grid: Grid, importance: torch.Tensor | None, context: Context) -> Encoded:
-    """Round `weight: [rows, columns]`; `importance: [columns]` weighs the squared error of the scale search."""
+    """Round `weight: [rows, columns]`; `importance: [columns]` weighs the errors of the scale search."""
     rows, columns = weight.shape
     group = grid.group_size or columns
     if importance is not None:
@@ -48,9 +48,8 @@ def round_to_nearest(weight: torch.Tensor, grid: Grid, importance: torch.Tensor 
 
     def tile(bounds: tuple[int, int]) -> Params:
         a, b = bounds
-        values = weight[a:b].to(context.device, torch.float32).view(b - a, columns // group, group)
-        params = grid.fit(values, importance)
-        codes[a:b] = grid.round(values, params).view(b - a, columns)
+        values = weight[a:b].to(context.device).reshape(b - a, columns // group, group)
+        params = grid.fit_round(values, importance, codes[a:b].view_as(values))
         return {name: value.squeeze(-1).cpu() for name, value in params.items()}  # [rows, groups]
 
     parts = list(ordered_map(tile, row_tiles(rows, TILE // columns), context.workers))

@@ -36,6 +36,10 @@ class Grid(Protocol):
         """Codes `uint8 [rows, n]` of `values: float32 [rows, n]` under params `[rows, 1]`."""
         ...
 
+    def fit_round(self, values: torch.Tensor, importance: torch.Tensor | None, codes: torch.Tensor) -> Params:
+        """`fit`, then `round` into `codes`, of `values: [rows, n]` of any float dtype."""
+        ...
+
     def value(self, codes: torch.Tensor, params: Params) -> torch.Tensor:
         """Values `float32 [rows, n]` of codes under params `[rows, 1]`."""
         ...

@@ -2,7 +2,8 @@
 
 Streams go to the device as they are stored. What is checked: all claims of a head, the sums of a bitmap stream (of its
 stored bytes, before they are sent), and of an rANS stream that every lane ends where it began with all words used. The
-sums of its symbols are for processors. Nothing falls back in silence: without Triton or a GPU there is an error.
+sums of its symbols are for processors: what harms an escape alone is not noticed here. Nothing falls back in silence:
+without Triton or a GPU there is an error.
 """
 
 from __future__ import annotations
@@ -47,7 +48,9 @@ def require(device: str | torch.device) -> torch.device:
     """
     place = torch.device(device)
     if place.type != "cuda":
-        raise UnsupportedError(f"GPU decoders do not run on {place}", where="gpu", fix="decode on the CPU, or name cuda")
+        raise UnsupportedError(
+            f"GPU decoders do not run on {place}", where="gpu", fix="decode on the CPU, or name cuda"
+        )
     if not torch.cuda.is_available():
         raise UnsupportedError("torch sees no CUDA device", where="gpu", fix="decode on the CPU")
     if find_spec("triton") is None:
@@ -65,9 +68,7 @@ def decode_on(device: str | torch.device, stream: Any, n: int) -> torch.Tensor:
     return run(prepare(stream, n, require(device)))
 
 
-def decode_numbers_on(
-    device: str | torch.device, stream: Any, raw: Any, n: int, how: Split = BF16
-) -> torch.Tensor:
+def decode_numbers_on(device: str | torch.device, stream: Any, raw: Any, n: int, how: Split = BF16) -> torch.Tensor:
     """The bits of n numbers of 16 bits, [n] int16, from the stream of their coded fields and their raw bits.
 
     Raises:
@@ -112,7 +113,9 @@ def run(pieces: Pieces, raw: Any = None, how: Split = BF16) -> torch.Tensor:
         damaged = rans_triton.decode(**pieces.tensors, n=pieces.n, out=out, raw=raw, **facts)
     if bool(damaged.any()):
         first = int(damaged.nonzero()[0])
-        raise InputError(f"{'block' if pieces.layout == 'bitmaps' else 'chunk'} {first} is damaged", where=pieces.layout)
+        raise InputError(
+            f"{'block' if pieces.layout == 'bitmaps' else 'chunk'} {first} is damaged", where=pieces.layout
+        )
     return out
 
 

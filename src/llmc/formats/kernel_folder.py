@@ -1,7 +1,7 @@
 """The `kernel/` folder of an artifact: its decoders as a kernel that the `kernels` library loads offline.
 
 Layout of `kernels` 0.17: `kernel/build/<variant>/` with `__init__.py` and `metadata.json`; `torch-cpu` is the variant
-of plain torch code. Left out: compiled variants.
+of plain torch code, `torch-cuda` that of code which Triton compiles where it runs. Left out: compiled variants.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ USAGE = """weight = kernel.{first}.dequantize(tensors, bits)
 USAGES = {"coded_tensor": 'tensors = kernel.coded_tensor.read("model.llmc.safetensors")'}
 
 FOLDER = "kernel/build/torch-cpu/"
+CUDA_FOLDER = "kernel/build/torch-cuda/"
+CUDA_KERNELS = ("bitmaps_triton", "rans_triton")
 VERSION = 1
 
 _INIT = '''"""Reference decoders of the weights beside this folder, in plain torch.
@@ -35,6 +37,21 @@ _INIT = '''"""Reference decoders of the weights beside this folder, in plain tor
 __all__ = {names}
 '''
 
+_CUDA_INIT = '''"""Decoders of the weights beside this folder: of their streams on a GPU by Triton, and in plain torch.
+
+    from pathlib import Path
+    from kernels import get_local_kernel
+
+    kernel = get_local_kernel(Path("kernel"), backend="cuda")
+
+`kernel.bitmaps_triton.decode` and `kernel.rans_triton.decode` take the parts of a stream; llmc.formats.gpu finds them.
+"""
+
+{imports}
+
+__all__ = {names}
+'''
+
 
 def kernel_files(container_kernels: Sequence[str]) -> dict[str, bytes]:
     """Paths in an artifact to bytes: the decoders of these containers (`Container.kernel`), the same on every machine.
@@ -43,14 +60,29 @@ def kernel_files(container_kernels: Sequence[str]) -> dict[str, bytes]:
         FileNotFoundError: a name has no decoder in `llmc.formats.kernels`.
     """
     names = sorted(set(container_kernels))
+    usage = USAGES.get(names[0], USAGE.format(first=names[0]))
+    return _variant(FOLDER, _INIT.replace("{usage}", usage), names, "cpu")
+
+
+def cuda_kernel_files(container_kernels: Sequence[str] = ("coded_tensor",)) -> dict[str, bytes]:
+    """The same for machines with a GPU: the GPU decoders too, beside the folder of `kernel_files`.
+
+    Where torch has CUDA, `kernels` takes this variant unless told otherwise: it must do all that the other one does.
+
+    Raises:
+        FileNotFoundError: a name has no decoder in `llmc.formats.kernels`.
+    """
+    return _variant(CUDA_FOLDER, _CUDA_INIT, sorted({*container_kernels, *CUDA_KERNELS}), "cuda")
+
+
+def _variant(folder: str, init: str, names: list[str], backend: str) -> dict[str, bytes]:
     imports = "\n".join(f"from . import {name}" for name in names)
     listed = "[" + ", ".join(f'"{name}"' for name in names) + "]"
-    usage = USAGES.get(names[0], USAGE.format(first=names[0]))
-    sources = {"__init__.py": _INIT.format(usage=usage, imports=imports, names=listed).encode()}
+    sources = {"__init__.py": init.format(imports=imports, names=listed).encode()}
     for name in names:
         _add(sources, name)
-    sources["metadata.json"] = _metadata(sources)
-    return {FOLDER + path: sources[path] for path in sorted(sources)}
+    sources["metadata.json"] = _metadata(sources, backend)
+    return {folder + path: sources[path] for path in sorted(sources)}
 
 
 def _add(sources: dict[str, bytes], name: str) -> None:
@@ -61,7 +93,7 @@ def _add(sources: dict[str, bytes], name: str) -> None:
         _add(sources, sibling)
 
 
-def _metadata(sources: dict[str, bytes]) -> bytes:
+def _metadata(sources: dict[str, bytes], backend: str) -> bytes:
     digests = {path: hashlib.sha256(sources[path]).digest() for path in sorted(sources)}
     # `kernels` registers a kernel in sys.modules by its id: other code must have another id.
     whole = hashlib.sha256(b"".join(path.encode() + digest for path, digest in digests.items())).hexdigest()
@@ -71,7 +103,7 @@ def _metadata(sources: dict[str, bytes]) -> bytes:
         "version": VERSION,
         "license": "Apache-2.0",
         "python-depends": [],
-        "backend": {"type": "cpu"},
+        "backend": {"type": backend},
         "digest": {
             "algorithm": "sha256",
             "files": {path: base64.b64encode(digest).decode() for path, digest in digests.items()},

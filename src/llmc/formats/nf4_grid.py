@@ -50,5 +50,11 @@ class Nf4Grid:
         unit = values * (1.0 / params["scale"].clamp(min=1e-38))  # as bitsandbytes does it: the same codes at ties
         return torch.bucketize(unit, middles, out_int32=True).to(torch.uint8)
 
+    def fit_round(self, values: torch.Tensor, importance: torch.Tensor | None, codes: torch.Tensor) -> Params:
+        values = values.float()
+        params = self.fit(values, importance)
+        codes.copy_(self.round(values, params))
+        return params
+
     def value(self, codes: torch.Tensor, params: Params) -> torch.Tensor:
         return torch.tensor(TABLE)[codes.int()] * params["scale"]

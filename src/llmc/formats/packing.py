@@ -48,7 +48,11 @@ def _pack_bytes(codes: torch.Tensor, bits: int) -> torch.Tensor:
     if bits == 8:
         return codes.contiguous()
     if bits == 4:
-        return codes[:, 0::2] | (codes[:, 1::2] << 4)
+        flat = codes.reshape(-1)
+        pairs = (flat.clone() if flat.storage_offset() % 2 else flat).view(
+            torch.int16
+        )  # the second code in the upper byte
+        return (pairs | pairs >> 4).to(torch.uint8).view(rows, -1)
     # Eight codes of b bits are b whole bytes: collect them in a 64-bit word and keep its low b bytes.
     grouped = codes.reshape(rows, eights, 8).to(torch.int64)
     word = grouped[..., 0].clone()

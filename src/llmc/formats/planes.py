@@ -95,7 +95,12 @@ def merge(fields: Fields, raw: Any, how: Split, out: Any, *, threads: int = 1) -
         _native.merge(how.bytes, how.sign_after, how.coded, as_bytes(fields), as_bytes(raw), as_bytes(out), threads)
 
 
-def encode(
+def encode(numbers: Any, how: Split, **options: Any) -> tuple[Bytes, Bytes]:
+    """The stream of the coded fields of numbers, and their raw bits; options and errors of `encode_counted`."""
+    return encode_counted(numbers, how, **options)[:2]
+
+
+def encode_counted(
     numbers: Any,
     how: Split,
     *,
@@ -104,8 +109,8 @@ def encode(
     chunk_symbols: int = rans.CHUNK_SYMBOLS,
     threads: int = 1,
     path: str = "auto",
-) -> tuple[Bytes, Bytes]:
-    """The stream of the coded fields of numbers, and their raw bits, in two passes over the numbers.
+) -> tuple[Bytes, Bytes, NDArray[np.uint64]]:
+    """The stream of the coded fields of numbers, their raw bits, and how often each field occurs, in two passes.
 
     Rare fields share an escape where that is smaller, or where it makes the table fit the registers of a decoder and
     costs next to nothing.
@@ -122,10 +127,10 @@ def encode(
     options = rans.stream_options(n, bits, lanes, chunk_symbols)
     raw = np.empty(max(how.raw_bytes(n), 0), np.uint8)
     with refusals("planes"):
-        stream = _native.encode_numbers(
+        stream, counts = _native.encode_numbers(
             how.bytes, how.sign_after, how.coded, data, raw, **options, threads=threads, path=path
         )
-    return stream, raw
+    return stream, raw, counts
 
 
 def decode(

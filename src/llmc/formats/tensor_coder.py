@@ -53,6 +53,9 @@ BLOCK = 1 << 12
 """Elements that are looked at together for being constant, or narrower numbers."""
 RUN = 8
 """Fewest such blocks, of one kind and in a row, that are coded by themselves."""
+LOOKS = 16
+"""Elements of a block that are looked at first."""
+BFLOATS, HALVES, CONSTANTS = 1, 2, 1 << 40
 FEW = 1 << 18
 TABLE_BYTES = 160
 """About what a table and the head of its stream cost."""
@@ -132,16 +135,42 @@ def _pieces(tensor: torch.Tensor) -> list[tuple[int, int]]:
     n, size = tensor.numel() // BLOCK, BLOCK
     if n < 2 * RUN or tensor.dtype not in (torch.bfloat16, torch.float16, torch.float32):
         return [(0, tensor.numel())]
-    blocks = tensor.reshape(-1)[: n * size].view(INTEGERS[tensor.dtype.itemsize]).view(n, size)
-    first = blocks[:, 0].long()
-    kind = torch.where((blocks == blocks[:, :1]).all(1), first + 4, 0)  # one number for each constant
+    bits = tensor.reshape(-1)[: n * size].view(INTEGERS[tensor.dtype.itemsize]).view(n, size)
+    seen = bits[:, :: size // LOOKS]  # trained numbers show here already that they are neither
+    kind = torch.where((seen == seen[:, :1]).all(1), CONSTANTS, 0)
     if tensor.dtype == torch.float32:
-        kind = torch.where((kind == 0) & ((blocks & 0xFFFF) == 0).all(1), 1, kind)
-        values = blocks.view(torch.float32)
-        half = values.half()
-        exact = (half.float().view(torch.int32) == blocks).all(1) & ~half.isnan().any(1)
-        kind = torch.where((kind == 0) & exact, 2, kind)
-    return _runs(kind, tensor.numel())
+        kind = torch.where((kind == 0) & ((seen & 0xFFFF) == 0).all(1), BFLOATS, kind)
+        kind = torch.where((kind == 0) & _halves(seen), HALVES, kind)
+    for start, stop in _likely(kind):
+        blocks, own = bits[start:stop], kind[start:stop]
+        constant = (blocks == blocks[:, :1]).all(1)
+        if tensor.dtype == torch.float32:
+            own[(own == CONSTANTS) & ~constant] = BFLOATS
+            own[(own == BFLOATS) & ((blocks & 0xFFFF) != 0).any(1)] = HALVES
+            own[(own == HALVES) & ~_halves(blocks)] = 0
+        else:
+            own[~constant] = 0
+        own[constant] = blocks[constant, 0].long() + CONSTANTS  # one number for each
+    runs = _runs(kind, tensor.numel())
+    if len(runs) == 2 and _held(tensor) is not None:  # only the last block is not full
+        return [(0, tensor.numel())]
+    return runs
+
+
+def _likely(kind: torch.Tensor) -> Iterator[tuple[int, int]]:
+    """Runs of blocks that are worth a closer look: long enough, if they are what they seem."""
+    edges = [0, *(torch.nonzero((kind[1:] != 0) != (kind[:-1] != 0)).view(-1) + 1).tolist(), len(kind)]
+    for start, stop in pairwise(edges):
+        if kind[start] and stop - start >= RUN:
+            yield start, stop
+        else:
+            kind[start:stop] = 0
+
+
+def _halves(bits: torch.Tensor) -> torch.Tensor:
+    """Which rows of float32 numbers are float16 ones, bit for bit, and no NaN."""
+    half = bits.view(torch.float32).half()
+    return (half.float().view(torch.int32) == bits).all(1) & ~half.isnan().any(1)
 
 
 def _runs(kind: torch.Tensor, n: int) -> list[tuple[int, int]]:
@@ -206,8 +235,9 @@ def _planes(values: torch.Tensor, head: Head, threads: int, *, grouped: bool = F
     groups = [values] if group_of is None else list(_members(values, head, axis, group_of))
     bits = 0.0
     for own in groups:
-        parts += planes.encode(own, how, probability_bits=BITS[how.coded > 8], threads=threads)
-        bits += entropy(_counts(own, how)) * own.numel()
+        stream, raw, counts = planes.encode_counted(own, how, probability_bits=BITS[how.coded > 8], threads=threads)
+        parts += [stream, raw]
+        bits += entropy(counts) * own.numel()
     head = replace(head, axis=axis, groups=len(groups))
     field = bits / values.numel()
     return _coded(head, parts, entropy=field, limit_bits=field + how.raw_bits, gained_bytes=gained)
@@ -216,14 +246,10 @@ def _planes(values: torch.Tensor, head: Head, threads: int, *, grouped: bool = F
 def _bitmaps(values: torch.Tensor, head: Head, threads: int) -> Coded:
     """Numbers cut by `head.split`, coded at a fixed length."""
     how = head.split or planes.FAST[head.held]
-    parts = bitmaps.encode_numbers(values, how, threads=threads)
-    field = entropy(_counts(values, how))
-    return _coded(head, list(parts), entropy=field, limit_bits=field + how.raw_bits)
-
-
-def _counts(values: torch.Tensor, how: Split) -> Any:
-    fields, _ = planes.split(values, how)
-    return np.bincount(fields) if how.coded > 8 else rans.histogram(as_bytes(fields))
+    fields, raw = planes.split(values, how, threads=threads)
+    stream = bitmaps.encode(fields, threads=threads)
+    field = entropy(rans.histogram(as_bytes(fields)))
+    return _coded(head, [stream, raw], entropy=field, limit_bits=field + how.raw_bits)
 
 
 def _members(values: torch.Tensor, head: Head, axis: int, group_of: Bytes) -> Iterator[torch.Tensor]:

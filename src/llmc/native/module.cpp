@@ -12,6 +12,7 @@
 #include "crc32c.h"
 #include "encode.h"
 #include "module_bitmaps.h"
+#include "module_grids.h"
 #include "planes.h"
 
 namespace nb = nanobind;
@@ -28,10 +29,11 @@ void want(bool holds, const char* message) {
     if (!holds) throw CodecError(message);
 }
 
-Bytes to_numpy(std::vector<std::uint8_t>&& bytes) {
-    auto* kept = new std::vector<std::uint8_t>(std::move(bytes));
-    const nb::capsule owner(kept, [](void* p) noexcept { delete static_cast<std::vector<std::uint8_t>*>(p); });
-    return Bytes(kept->data(), {kept->size()}, owner);
+template <typename T>
+nb::ndarray<nb::numpy, T, nb::ndim<1>> to_numpy(std::vector<T>&& values) {
+    auto* kept = new std::vector<T>(std::move(values));
+    const nb::capsule owner(kept, [](void* p) noexcept { delete static_cast<std::vector<T>*>(p); });
+    return {kept->data(), {kept->size()}, owner};
 }
 
 
@@ -174,8 +176,8 @@ void split_numbers(unsigned bytes, unsigned sign_after, unsigned coded, const In
     split_planes(split, numbers.data(), n, fields.data(), raw.data(), threads);
 }
 
-Bytes encode_numbers(unsigned bytes, unsigned sign_after, unsigned coded, const In& numbers, const Out& raw,
-                     unsigned bits, unsigned lanes_log2, unsigned chunk, unsigned threads, const std::string& path) {
+nb::tuple encode_numbers(unsigned bytes, unsigned sign_after, unsigned coded, const In& numbers, const Out& raw,
+                         unsigned bits, unsigned lanes_log2, unsigned chunk, unsigned threads, const std::string& path) {
     const Split split = split_of(bytes, sign_after, coded);
     const Path chosen = path_named(path);
     Model model;
@@ -184,11 +186,12 @@ Bytes encode_numbers(unsigned bytes, unsigned sign_after, unsigned coded, const 
     model.lanes_log2 = lanes_log2;
     model.chunk = chunk;
     std::vector<std::uint8_t> out;
+    std::vector<std::uint64_t> counts;
     {
         const nb::gil_scoped_release unlocked;
-        out = encode_planes(split, numbers.data(), model, raw.data(), threads, chosen);
+        out = encode_planes(split, numbers.data(), model, raw.data(), counts, threads, chosen);
     }
-    return to_numpy(std::move(out));
+    return nb::make_tuple(to_numpy(std::move(out)), to_numpy(std::move(counts)));
 }
 
 void merge_numbers(unsigned bytes, unsigned sign_after, unsigned coded, const In& fields, const In& raw,
@@ -253,6 +256,7 @@ NB_MODULE(_native, m) {
           nb::arg("data"), nb::arg("before"));
     m.def("paths", &path_names);
     define_bitmaps(m);
+    define_grids(m);
     m.def("path_of", &path_of, nb::arg("stream"), nb::arg("n"));
 }
 

@@ -61,9 +61,9 @@ void split_planes(const Split& split, const std::uint8_t* numbers, std::uint64_t
 void merge_planes(const Split& split, const std::uint8_t* fields, const std::uint8_t* raw, std::uint64_t n,
                   std::uint8_t* numbers, unsigned threads);
 
-// The stream of the fields, and the raw bits. `model` says bits, lanes and chunk.
+// The stream of the fields, the raw bits, and how often each field occurs. `model` says bits, lanes and chunk.
 std::vector<std::uint8_t> encode_planes(const Split& split, const std::uint8_t* numbers, Model model, std::uint8_t* raw,
-                                        unsigned threads, Path path);
+                                        std::vector<std::uint64_t>& counts, unsigned threads, Path path);
 
 // Decodes the stream of the fields and merges, block by block, so that no plane is ever written to memory. Raises CodecError
 // where stream, raw bits and numbers do not belong together.

@@ -113,13 +113,14 @@ Coding choose(const Split& split, const std::vector<std::uint64_t>& counts, Mode
 }  // namespace
 
 std::vector<std::uint8_t> encode_planes(const Split& split, const std::uint8_t* numbers, Model model, std::uint8_t* raw,
-                                        unsigned threads, Path path) {
+                                        std::vector<std::uint64_t>& counts, unsigned threads, Path path) {
     model.value_bytes = split.value_bytes();
     model.tables.assign(1, Frequencies{});
     check(model);
     if (model.n > model.chunk && std::uint64_t{model.chunk} * split.raw_bits() % 8 != 0)
         throw CodecError("a chunk would begin inside a byte of the raw bits");
-    const Coding how = choose(split, count_fields(split, numbers, model.n, raw, threads), model);
+    counts = count_fields(split, numbers, model.n, raw, threads);
+    const Coding how = choose(split, counts, model);
     return encode(model, Fields(split, numbers, how), threads, path);
 }
 

@@ -1,4 +1,4 @@
-"""The bitmap stream, decoded as plainly as NumPy allows: this file defines the format, docs/formats/bitmaps.md explains it.
+"""The bitmap stream, decoded as plainly as NumPy allows: this file defines it, docs/formats/bitmaps.md explains it.
 
 It can be read or copied without llmc. Errors are ValueErrors.
 """

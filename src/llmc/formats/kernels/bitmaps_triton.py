@@ -74,6 +74,6 @@ def decode(
         if count:
             _block[(count,)](
                 words, escapes, starts, table, bits, out, damaged, n, first,
-                BLOCK=BLOCK, RAW=width, FULL=full, num_warps=warps,
+                BLOCK=BLOCK, RAW=width, FULL=full, num_warps=warps,  # pyright: ignore[reportCallIssue]
             )  # fmt: skip
     return damaged

@@ -16,7 +16,7 @@ def raw_bits(raw, raw_bytes, begin, i, inside, RAW: tl.constexpr):
     left = raw_bytes - first
     low = tl.load(raw + first + bit // 8, mask=inside, other=0).to(tl.int32)
     high = tl.load(raw + first + bit // 8 + 1, mask=inside & (bit // 8 + 1 < left), other=0).to(tl.int32)
-    return ((low | (high << 8)) >> (bit % 8)) & ((1 << RAW) - 1)
+    return ((low | (high << 8)) >> (bit % 8)) & ((1 << RAW) - 1)  # pyright: ignore[reportOperatorIssue]
 
 
 @triton.jit

@@ -1,4 +1,4 @@
-"""The rANS stream with one table (docs/formats/rans.md) decoded on a GPU: one program for each chunk, lanes side by side.
+"""The rANS stream with one table (docs/formats/rans.md) decoded on a GPU: one program for a chunk, lanes side by side.
 
 A chunk is decoded step by step by one warp, so that speed comes from many chunks: an encoder for GPUs takes small ones.
 """
@@ -138,6 +138,6 @@ def decode(
             stream, entries, slots.to(out.device), pairs.to(out.device), out if raw is None else raw, out, damaged,
             n, 0 if raw is None else raw.numel(), chunk_symbols, first_escape, base,
             LANES=lanes, BITS=bits, PACKED=packed, WIDTH=value_bytes, ESCAPES=first_escape < 256, RAW=width,
-            num_warps=1,
+            num_warps=1,  # pyright: ignore[reportCallIssue]
         )  # fmt: skip
     return damaged
