@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -80,7 +81,8 @@ EVERY_ARGUMENT = {
     "revision": "main",
     "allow_nonfinite": True,
 }
-RUN_DEFAULTS = {"overrides": [], "dry_run": False, "fresh": False, "force": False}
+EVERY_SWITCH = ["--dry-run", "--allow-unresolved", "--fresh", "--force"]
+RUN_DEFAULTS = {"overrides": [], "dry_run": False, "allow_unresolved": False, "fresh": False, "force": False}
 
 CALLS: list[tuple[list[str], tuple[Any, ...], dict[str, Any]]] = [
     (["quantize", "M", "-o", "O"], ("M", "O"), {}),
@@ -95,9 +97,15 @@ CALLS: list[tuple[list[str], tuple[Any, ...], dict[str, Any]]] = [
     (["plan", "--recipe", "nf4", "--set", "seed=1"], (None,), {"recipe": "nf4", "overrides": ["seed=1"]}),
     (["run", "quickstart"], ("quickstart", None), RUN_DEFAULTS),
     (
-        ["run", "r.yaml", "-o", "O", "--set", "stages.0.bits=3", "--set", "seed=1", "--dry-run", "--fresh", "--force"],
+        ["run", "r.yaml", "-o", "O", "--set", "stages.0.bits=3", "--set", "seed=1", *EVERY_SWITCH],
         ("r.yaml", "O"),
-        {"overrides": ["stages.0.bits=3", "seed=1"], "dry_run": True, "fresh": True, "force": True},
+        {
+            "overrides": ["stages.0.bits=3", "seed=1"],
+            "dry_run": True,
+            "allow_unresolved": True,
+            "fresh": True,
+            "force": True,
+        },
     ),
     (["inspect", "O"], ("O",), {}),
     (["verify", "O"], ("O",), {"against": None}),
@@ -182,6 +190,18 @@ def test_eval_passes_only_what_was_given(library: Library, capsys: pytest.Captur
         ("evaluate", ("O",), {"text": "t.txt"}),
         ("evaluate", ("O",), {"text": "t.txt", **given}),
     ]
+
+
+def test_eval_takes_tasks_one_by_one_and_with_commas(
+    library: Library, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("d,e.jsonl").touch()  # a name that is there is taken as it is
+    library.result = evaluation()
+    words = ["eval", "O", "--task", "a.jsonl,b.jsonl", "--task", "c.jsonl", "--task", "d,e.jsonl", "--limit", "9"]
+    assert execute(words) == 0
+    given = {"tasks": ["a.jsonl", "b.jsonl", "c.jsonl", "d,e.jsonl"], "limit": 9}
+    assert library.calls == [("evaluate", ("O",), given)]
 
 
 def test_eval_shows_the_samples_side_by_side(library: Library, capsys: pytest.CaptureFixture[str]) -> None:

@@ -33,6 +33,7 @@ VALUES = {
         ("top1_agreement >= 95%", ("top1_agreement", ">=", 0.95, False)),
         ("weight_bytes <= 30 % * original", ("weight_bytes", "<=", 0.3, True)),
         ("perplexity<1.1*original", ("perplexity", "<", 1.1, True)),
+        ("task.arc-easy >= 0.95*original", ("task.arc-easy", ">=", 0.95, True)),
         ("  tasks.facts.accuracy > .5 ", ("tasks.facts.accuracy", ">", 0.5, False)),
     ],
 )
@@ -128,6 +129,68 @@ def test_figures_that_there_are_not(text: str, line: str) -> None:
     with pytest.raises(RecipeError) as error:
         check_gates([text], VALUES)
     assert str(error.value) == line
+
+
+MEASURED = {
+    "kl": 0.02,
+    "perplexity": 10.5,
+    "original_perplexity": 10.0,
+    "flip_rate": 0.004,
+    "weight_bytes": 300,
+    "intervals": {
+        "kl": [0.015, 0.025],
+        "perplexity": [9.0, 12.0],
+        "perplexity_ratio": [1.04, 1.06],
+        "flip_rate": [0.0, 0.03],
+        "top1_agreement": [None, 1.0],
+    },
+    "top1_agreement": 0.5,
+    "tasks": {
+        "arc.v2": {
+            "accuracy": 0.6,
+            "original_accuracy": 0.62,
+            "intervals": {"accuracy": [0.5, 0.7], "accuracy_ratio": [0.93, 1.0]},
+        }
+    },
+}
+
+
+@pytest.mark.parametrize(
+    ("text", "outcome", "interval"),
+    [
+        ("kl < 0.03", "passed", (0.015, 0.025)),
+        ("kl < 0.022", "unresolved", (0.015, 0.025)),
+        ("kl < 0.018", "unresolved", (0.015, 0.025)),
+        ("kl < 0.01", "failed", (0.015, 0.025)),
+        ("kl > 0.015", "unresolved", (0.015, 0.025)),
+        ("kl >= 0.015", "passed", (0.015, 0.025)),
+        ("flip_rate < 1%", "unresolved", (0.0, 0.03)),
+        ("flip_rate < 4%", "passed", (0.0, 0.03)),
+        # paired: the ratio is known far better than either perplexity
+        ("perplexity < 1.07 * original", "passed", (10.4, 10.6)),
+        ("perplexity < 1.05 * original", "unresolved", (10.4, 10.6)),
+        ("perplexity < 1.03 * original", "failed", (10.4, 10.6)),
+        ("task.arc.v2 >= 0.9 * original", "passed", (0.93 * 0.62, 0.62)),
+        ("task.arc.v2 >= 95% * original", "unresolved", (0.93 * 0.62, 0.62)),
+        ("task.arc.v2 > 0.55", "unresolved", (0.5, 0.7)),
+        ("weight_bytes < 301", "passed", None),
+        ("top1_agreement > 0.6", "failed", None),
+    ],
+)
+def test_an_interval_has_to_pass_as_a_whole(text: str, outcome: str, interval: tuple[float, float] | None) -> None:
+    (result,) = check_gates([text], MEASURED)
+    assert (result.outcome, result.passed) == (outcome, outcome == "passed")
+    assert result.interval == (interval if interval is None else pytest.approx(interval))
+    (allowed,) = check_gates([text], MEASURED, allow_unresolved=True)
+    assert (allowed.outcome, allowed.passed) == (outcome, outcome != "failed")
+
+
+def test_a_task_that_was_not_evaluated() -> None:
+    with pytest.raises(RecipeError) as error:
+        check_gates(["task.arc > 0.5"], MEASURED)
+    assert str(error.value).startswith(
+        "gate 'task.arc > 0.5': unknown metric 'tasks.arc.accuracy'; choose one of: kl, "
+    )
 
 
 @given(st.sampled_from(METRICS), st.sampled_from(["<", "<=", ">", ">="]), st.floats(0, 1e12), st.floats(0, 1e12))

@@ -22,7 +22,7 @@ LAYERS = tuple(
         "errors registry structure strict_json safetensors_header safetensors_file embedded _native",
         "calibration formats",
         "compressors",
-        "recipe recipe_yaml schema gates",
+        "recipe recipe_paths recipe_yaml schema gates",
         "coded_files checkpoint skeleton packed decoding activations artifact encoding layout manifest sidecar card hf "
         "runtime",
         "planning walk eval hub loading lossless_folder lossless_writing lossless_verification decompressing "

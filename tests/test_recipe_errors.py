@@ -17,7 +17,7 @@ KEYS = (
 )
 METRICS = (
     "perplexity, perplexity_ratio, kl, top1_agreement, weight_bytes, bits_per_weight, model_bits_per_weight, "
-    "original_perplexity, original_weight_bytes, original_bits_per_weight, tokens"
+    "original_perplexity, original_weight_bytes, original_bits_per_weight, tokens, flip_rate"
 )
 FORMATS = "compressed-tensors, gptq, bitsandbytes, dense"
 TOP = "model: m\n"
@@ -47,7 +47,7 @@ FILES = {
     TOP + "stages:\n  - rtn": "r.yaml:3: stage 0: missing key 'method'; write `- method: rtn | gptq`",
     RTN + "calibration: {num_samples: 3}": "r.yaml:4: calibration: missing key 'source'; "
     "add it, or give --set calibration.source=SOURCE",
-    RTN + "eval: {}": "r.yaml:4: eval: missing key 'text'; add it, or give --set eval.text=TEXT",
+    RTN + "eval: {}": "r.yaml:4: eval: missing key 'text' or 'tasks'; add one, or give --set eval.text=FILE",
     TOP + "stages:\n  - method: gptq": "r.yaml:3: stage 0 (gptq): needs calibration text; add "
     "`calibration: {source: FILE_OR_DATASET}`, or give --set calibration.source=FILE_OR_DATASET",
     RTN
@@ -101,6 +101,15 @@ FILES = {
     RTN + "gates:\n  - kl < 1\n  - kl == 1\n": "r.yaml:6: cannot read gate 'kl == 1'; "
     "write it like `perplexity_ratio < 1.02` or `weight_bytes <= 30% * original`",
     RTN + "gates: [ppl < 9]\n": f"r.yaml:4: gate 'ppl < 9': unknown metric 'ppl'; choose one of: {METRICS}",
+    RTN + "eval: {text: t.txt}\ngates: task.arc > 0.5": "r.yaml:5: gate 'task.arc > 0.5': no task 'arc' is evaluated; "
+    "add `tasks: [FILE]` to `eval:`",
+    RTN + "eval: {text: t.txt}\ngates: flip_rate < 1%": "r.yaml:5: gate 'flip_rate < 1%': no task is evaluated; "
+    "add `tasks: [FILE]` to `eval:`",
+    RTN + "eval: {tasks: [d/arc.jsonl, piqa.jsonl]}\ngates:\n  - task.piqa > 0.5\n  - task.ark > 0.5": "r.yaml:7: gate "
+    "'task.ark > 0.5': no task 'ark' is evaluated; did you mean 'arc'?",
+    RTN + "eval: {tasks: arc.jsonl}\ngates: kl < 1": "r.yaml:5: gate 'kl < 1': no text is evaluated; "
+    "add `text: FILE` to `eval:`",
+    RTN + "eval: {tasks: a.jsonl, limit: 0}": "r.yaml:4: eval: limit: 0 is out of range; use at least 1",
     # YAML
     "": "r.yaml: empty; a recipe has at least `model:` and `stages:`",
     "# only a comment\n": "r.yaml: empty; a recipe has at least `model:` and `stages:`",
@@ -162,7 +171,7 @@ def test_a_wrong_file(text: str) -> None:
         ("formats=[dense", "not YAML that recipes can use: expected ',' or ']', but got '<stream end>'"),
         ("calibration=null", None),
         ("calibration.num_samples=0", "num_samples must be at least 1, not 0"),
-        ("eval.context=64", "missing key 'text'; add it, or give --set eval.text=TEXT"),
+        ("eval.context=64", "missing key 'text' or 'tasks'; add one, or give --set eval.text=FILE"),
         ("max_memory=much", "not a size: 'much'; write it like 8GiB or 500MB"),
         (
             "gates=kl",

@@ -3,8 +3,10 @@
     perplexity_ratio < 1.02
     top1_agreement >= 95%
     weight_bytes <= 30% * original      against `original_weight_bytes`
+    task.arc >= 0.98 * original         the accuracy of the task `arc`: `tasks.arc.accuracy`
 
-A metric is a key of the JSON of `llmc eval`; `a.b` is key `b` of the section `a`.
+A metric is a key of the JSON of `llmc eval`; `a.b` is key `b` of the section `a`. A figure that has an interval passes
+or fails when its whole interval does; else the gate is unresolved, which passes only where that was allowed.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ import operator
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from llmc.errors import RecipeError
@@ -31,15 +34,19 @@ METRICS = (
     "original_weight_bytes",
     "original_bits_per_weight",
     "tokens",
+    "flip_rate",
 )
 """Numbers that `llmc eval` gives, so that a misspelt gate fails before the run and not after it."""
 
 OPERATORS = {"<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge}
 GRAMMAR = re.compile(
-    r"\s*(?P<metric>[A-Za-z_]\w*(?:\.\w+)*)\s*(?P<op><=?|>=?)\s*"
+    r"\s*(?P<metric>[A-Za-z_]\w*(?:\.[\w-]+)*)\s*(?P<op><=?|>=?)\s*"
     r"(?P<number>[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d{1,3})?)\s*(?P<percent>%)?\s*(?P<relative>\*\s*original)?\s*",
     re.ASCII,
 )
+OF_A_TEXT = ("perplexity", "perplexity_ratio", "kl", "top1_agreement", "original_perplexity", "tokens")
+TASK = "task."
+
 EXAMPLE = "write it like `perplexity_ratio < 1.02` or `weight_bytes <= 30% * original`"
 
 
@@ -56,12 +63,21 @@ class Gate:
 
 @dataclass(frozen=True)
 class GateResult:
-    """What became of a gate: the figure, and the limit it was held against; None when it could not be measured."""
+    """What became of a gate.
+
+    Attributes:
+        passed: whether the run may go on.
+        value, limit: the figure, and what it was held against; None when it could not be measured.
+        interval: of the figure; with `* original`, of its ratio to the original, times the original.
+        outcome: `passed`, `failed` or `unresolved`.
+    """
 
     text: str
     passed: bool
     value: float | None
     limit: float | None
+    interval: tuple[float, float] | None = None
+    outcome: str = "failed"
 
 
 def parse_gate(text: str) -> Gate:
@@ -77,6 +93,11 @@ def parse_gate(text: str) -> Gate:
     return Gate(text, match["metric"], match["op"], number, match["relative"] is not None)
 
 
+def task_name(path: str | Path) -> str:
+    """What gates and reports call the task in a file: its name without folder and ending."""
+    return Path(path).name.removesuffix(".jsonl")
+
+
 def check_gate(text: str) -> None:
     """Refuse, before a run, a gate that cannot be checked after it. Dotted names are taken on trust.
 
@@ -88,51 +109,98 @@ def check_gate(text: str) -> None:
         return
     if gate.metric not in METRICS:
         raise RecipeError(f"gate {text!r}: unknown metric {gate.metric!r}", fix=suggest(gate.metric, list(METRICS)))
-    if gate.relative and _original(gate.metric) not in METRICS:
+    if gate.relative and f"original_{gate.metric}" not in METRICS:
         raise RecipeError(f"gate {text!r}: the original has no {gate.metric}", fix="leave out `* original`")
 
 
-def check_gates(gates: Sequence[str], values: Mapping[str, Any]) -> list[GateResult]:
+def check_measured(text: str, *, on_text: bool, tasks: Sequence[str]) -> None:
+    """Refuse, before a run, a gate on what its evaluation will not measure.
+
+    Args:
+        text: a gate.
+        on_text: whether there is a text to measure on.
+        tasks: names of the tasks.
+
+    Raises:
+        RecipeError: what it needs is not there.
+    """
+    metric = parse_gate(text).metric
+    if metric.startswith(TASK) and metric.removeprefix(TASK) not in tasks:
+        name = metric.removeprefix(TASK)
+        fix = suggest(name, list(tasks)) if tasks else "add `tasks: [FILE]` to `eval:`"
+        raise RecipeError(f"gate {text!r}: no task {name!r} is evaluated", fix=fix)
+    if metric == "flip_rate" and not tasks:
+        raise RecipeError(f"gate {text!r}: no task is evaluated", fix="add `tasks: [FILE]` to `eval:`")
+    if metric in OF_A_TEXT and not on_text:
+        raise RecipeError(f"gate {text!r}: no text is evaluated", fix="add `text: FILE` to `eval:`")
+
+
+def check_gates(gates: Sequence[str], values: Mapping[str, Any], *, allow_unresolved: bool = False) -> list[GateResult]:
     """Hold figures against gates. A figure that is null or NaN (not measured, or beyond a float) passes no gate.
 
     Args:
         gates: as in a recipe.
         values: the JSON of `llmc eval`.
+        allow_unresolved: let gates pass that the intervals do not decide.
 
     Raises:
         RecipeError: a gate names what `values` does not have.
     """
-    return [_check(parse_gate(text), values) for text in gates]
+    return [_check(parse_gate(text), values, allow_unresolved) for text in gates]
 
 
-def _check(gate: Gate, values: Mapping[str, Any]) -> GateResult:
-    value = _figure(gate.metric, gate, values)
+def _check(gate: Gate, values: Mapping[str, Any], allow_unresolved: bool) -> GateResult:
+    keys = _keys(gate.metric)
+    value = _figure(keys, gate, values)
     limit: float | None = gate.number
+    interval = _interval(keys, values)
     if gate.relative:
-        original = _figure(_original(gate.metric), gate, values)
+        original = _figure(_original(keys), gate, values)
         limit = None if original is None else gate.number * original
-    passed = value is not None and limit is not None and OPERATORS[gate.op](value, limit)
-    return GateResult(gate.text, passed, value, limit)
+        shares = _interval([*keys[:-1], f"{keys[-1]}_ratio"], values)
+        interval = None if shares is None or original is None else (shares[0] * original, shares[1] * original)
+    if value is None or limit is None:
+        return GateResult(gate.text, False, value, limit)
+    holds = {OPERATORS[gate.op](figure, limit) for figure in (value, *(interval or ()))}
+    outcome = "unresolved" if len(holds) == 2 else "passed" if holds == {True} else "failed"
+    passed = outcome == "passed" or (outcome == "unresolved" and allow_unresolved)
+    return GateResult(gate.text, passed, value, limit, interval, outcome)
 
 
-def _figure(metric: str, gate: Gate, values: Mapping[str, Any]) -> float | None:
-    """The number called `metric`, or None when it is null."""
+def _keys(metric: str) -> list[str]:
+    """Where a metric stands in the JSON; the name of a task may hold dots."""
+    return ["tasks", metric.removeprefix(TASK), "accuracy"] if metric.startswith(TASK) else metric.split(".")
+
+
+def _figure(keys: Sequence[str], gate: Gate, values: Mapping[str, Any]) -> float | None:
+    """The number at `keys`, or None when it is null."""
     found: Any = values
-    for key in metric.split("."):
+    for key in keys:
         if not isinstance(found, Mapping) or key not in found:
+            metric = ".".join(keys)
             raise RecipeError(f"unknown metric {metric!r}", where=f"gate {gate.text!r}", fix=_known(values))
         found = found[key]
     if found is None:
         return None
     if isinstance(found, bool) or not isinstance(found, int | float):
-        raise RecipeError(f"{metric!r} is not a number", where=f"gate {gate.text!r}", fix=_known(values))
+        raise RecipeError(f"{'.'.join(keys)!r} is not a number", where=f"gate {gate.text!r}", fix=_known(values))
     return float(found)
+
+
+def _interval(keys: Sequence[str], values: Mapping[str, Any]) -> tuple[float, float] | None:
+    """The interval of the figure at `keys`, which stands beside it; None where there is none, or it is no number."""
+    section: Any = values
+    for key in keys[:-1]:
+        section = section.get(key) if isinstance(section, Mapping) else None
+    edges = section.get("intervals", {}).get(keys[-1]) if isinstance(section, Mapping) else None
+    if edges is None or None in edges:
+        return None
+    return float(edges[0]), float(edges[1])
 
 
 def _known(values: Mapping[str, Any]) -> str:
     return "choose one of: " + ", ".join(k for k, v in values.items() if isinstance(v, int | float) or v is None)
 
 
-def _original(metric: str) -> str:
-    head, dot, name = metric.rpartition(".")
-    return f"{head}{dot}original_{name}"
+def _original(keys: Sequence[str]) -> list[str]:
+    return [*keys[:-1], f"original_{keys[-1]}"]

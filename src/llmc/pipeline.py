@@ -11,6 +11,7 @@ from typing import Any
 from llmc.artifact import Artifact
 from llmc.checkpoint import Checkpoint
 from llmc.errors import GateError, UsageError
+from llmc.eval.tasks import load_tasks
 from llmc.execution import Written, execute
 from llmc.finishing import complete_folder, folder_summary
 from llmc.gates import GateResult, check_gates
@@ -44,17 +45,23 @@ class RunResult:
     @property
     def failure(self) -> GateError | None:
         """The error that failed gates amount to; the artifact is complete all the same."""
-        failed = [f"gate {g.text!r} failed at {_figure(g.value)}" for g in self.gates if not g.passed]
+        failed = [g for g in self.gates if not g.passed]
         if not failed:
             return None
-        return GateError("; ".join(failed), where=self.out.name, fix="use more bits or a weaker gate")
+        lines = [f"gate {g.text!r} {g.outcome} at {_measured(g)}" for g in failed]
+        undecided = all(g.outcome == "unresolved" for g in failed)
+        fix = "measure on more, or add --allow-unresolved" if undecided else "use more bits or a weaker gate"
+        return GateError("; ".join(lines), where=self.out.name, fix=fix)
 
     def to_json(self) -> dict[str, Any]:
         document: dict[str, Any] = {"out": str(self.out), "folders": self.folders, "notes": list(self.notes)}
         if self.evaluation:
             document["evaluation"] = {name: report.to_json() for name, report in self.evaluation.items()}
         if self.gates:
-            document["gates"] = [{"gate": g.text, "passed": g.passed, "value": g.value} for g in self.gates]
+            document["gates"] = [
+                {"gate": g.text, "passed": g.passed, "outcome": g.outcome, "value": g.value, "interval": g.interval}
+                for g in self.gates
+            ]
         if self.pushed:
             document["pushed"] = self.pushed
         return document
@@ -70,15 +77,18 @@ class RunResult:
         out = [Table(f"Written to {self.out}", columns, tuple(rows))]
         out += [table for report in self.evaluation.values() for table in report.tables()]
         if self.gates:
-            gates = tuple((g.text, "passed" if g.passed else "FAILED", _figure(g.value)) for g in self.gates)
+            gates = tuple((g.text, g.outcome if g.passed else g.outcome.upper(), _measured(g)) for g in self.gates)
             out.append(Table("Gates", ("gate", "outcome", "value"), gates))
         if self.notes:
             out.append(Table("Notes", ("note",), tuple((n,) for n in self.notes)))
         return out
 
 
-def _figure(value: float | None) -> str:
-    return "not finite" if value is None else f"{value:.6g}"
+def _measured(gate: GateResult) -> str:
+    if gate.value is None:
+        return "not finite"
+    edges = "" if gate.interval is None else f" [{gate.interval[0]:.4g}, {gate.interval[1]:.4g}]"
+    return f"{gate.value:.6g}{edges}"
 
 
 @dataclass(frozen=True)
@@ -145,6 +155,7 @@ def run(
     *,
     overrides: Sequence[str] = (),
     dry_run: bool = False,
+    allow_unresolved: bool = False,
     fresh: bool = False,
     force: bool = False,
     token: str | None = None,
@@ -156,6 +167,7 @@ def run(
         recipe: path of a YAML file, or the name of a recipe that ships with llmc.
         overrides: `path=value`, as in `stages.0.bits=3`.
         dry_run: check everything, return the plan, write nothing.
+        allow_unresolved: let gates pass that the intervals of their figures do not decide.
 
     A failed gate does not raise: it is the result's `failure`. The artifact is complete then, and nothing is pushed.
 
@@ -163,13 +175,16 @@ def run(
         RecipeError: naming file, line and stage.
     """
     resolved = load_recipe(recipe, overrides)
+    if resolved.eval is not None:
+        load_tasks(resolved.eval.tasks)  # what is wrong with them shows before the work
     job = prepare(resolved, _open(resolved, token))
     if dry_run:
         return DryRun(resolved, describe(job))
     place = out if out is not None else resolved.out
     if place is None:
         raise UsageError("nowhere to write to", fix="add -o OUT, or `out:` to the recipe")
-    return _carry_out(job, Path(place), fresh=fresh, force=force, progress=progress, token=token)
+    options: dict[str, Any] = {"fresh": fresh, "force": force, "progress": progress, "token": token}
+    return _carry_out(job, Path(place), allow_unresolved=allow_unresolved, **options)
 
 
 def _recipe(model: str | None, recipe: str | None, overrides: Sequence[str], options: dict[str, Any]) -> Recipe:
@@ -185,12 +200,19 @@ def _open(recipe: Recipe, token: str | None) -> Checkpoint:
 
 
 def _carry_out(
-    job: Job, out: Path, *, fresh: bool, force: bool, progress: Progress | None, token: str | None
+    job: Job,
+    out: Path,
+    *,
+    fresh: bool,
+    force: bool,
+    progress: Progress | None,
+    token: str | None,
+    allow_unresolved: bool = False,
 ) -> RunResult:
     results: list[RunResult] = []
 
     def finish(artifact: Artifact, written: Written) -> None:
-        results.append(_finish(job, artifact, written, progress))
+        results.append(_finish(job, artifact, written, progress, allow_unresolved))
 
     execute(job, out, fresh=fresh, force=force, progress=progress, finish=finish)
     result = results[0]
@@ -199,7 +221,9 @@ def _carry_out(
     return _push(job, result, token, progress)
 
 
-def _finish(job: Job, artifact: Artifact, written: Written, progress: Progress | None) -> RunResult:
+def _finish(
+    job: Job, artifact: Artifact, written: Written, progress: Progress | None, allow_unresolved: bool
+) -> RunResult:
     """Complete every folder, evaluate while the model is still in its work folder, seal, put in place."""
     reports: dict[str, Any] = {}
     folders = {}
@@ -210,7 +234,8 @@ def _finish(job: Job, artifact: Artifact, written: Written, progress: Progress |
         if job.recipe.eval is not None:
             report = _evaluate(job, place.path, progress)
             reports[name] = replace(report, model=artifact.out.name)
-            gates += tuple(check_gates(job.recipe.gates, reports[name].to_json()))
+            figures = reports[name].to_json()
+            gates += tuple(check_gates(job.recipe.gates, figures, allow_unresolved=allow_unresolved))
         seal(reports.get(name))
         folders[name] = folder_summary(job, container, written)
     artifact.finish()
@@ -227,8 +252,10 @@ def _evaluate(job: Job, folder: Path, progress: Progress | None) -> Any:
     with tempfile.TemporaryDirectory() as texts:
         return evaluate(
             folder,
-            text=resolve_text(options.text, Path(texts)),
+            text=None if options.text is None else resolve_text(options.text, Path(texts)),
             against=job.checkpoint.folder,
+            tasks=options.tasks,
+            limit=options.limit,
             context=options.context,
             stride=options.stride,
             max_tokens=options.max_tokens,

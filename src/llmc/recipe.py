@@ -14,19 +14,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from llmc.calibration.data import FILE_SUFFIXES, CalibrationOptions
+from llmc.calibration.data import CalibrationOptions
 from llmc.compressors import METHODS
 from llmc.compressors.options import GridOptions, option
 from llmc.errors import RecipeError, UsageError
 from llmc.formats import CONTAINERS
-from llmc.gates import check_gate
+from llmc.gates import check_gate, check_measured, task_name
+from llmc.recipe_paths import anchored, public, resolve_model, resolve_text
 from llmc.recipe_yaml import (
     Node,
     dump_yaml,
     find_recipe,
     overridden,
     plain_node,
-    put,
     read_recipe_file,
     recipe_names,
     scalar,
@@ -51,10 +51,7 @@ __all__ = [
     "to_yaml",
 ]
 
-EMBEDDED_MODEL = "tiny"
-EMBEDDED_TEXTS = {"tiny:calibration": "calibration", "tiny:evaluation": "evaluation"}
 DTYPES = ("float32", "float64", "bfloat16")
-PATHS = ("model", "out", "calibration.source", "eval.text")
 
 
 def _check_device(text: str) -> None:
@@ -92,15 +89,19 @@ class Stage:
 
 @dataclass(frozen=True)
 class EvalOptions:
-    """What to measure on; see `llmc.evaluate`."""
+    """What to measure on: a text, tasks, or both; see `llmc.evaluate`."""
 
-    text: str
+    text: str | None = None
+    tasks: tuple[str, ...] = ()
+    limit: int | None = option(None, "use the first items of each task", least=1)
     context: int = option(512, "tokens in one window", least=2)
     stride: int = option(512, "tokens between the starts of windows", least=1)
     max_tokens: int | None = option(None, "stop after this many tokens", least=2)
     prompt: str | None = None
 
     def __post_init__(self) -> None:
+        if self.text is None and not self.tasks:
+            raise UsageError("missing key 'text' or 'tasks'", fix="add one, or give --set eval.text=FILE")
         if self.stride > self.context:
             raise UsageError(f"stride must be at most the context {self.context}, not {self.stride}")
 
@@ -156,8 +157,7 @@ def load_recipe(path_or_name: str, overrides: Sequence[str] = ()) -> Recipe:
     """
     path = find_recipe(path_or_name)
     tree = read_recipe_file(path)
-    for dotted in PATHS:
-        tree = _anchored(tree, dotted.split("."), os.path.dirname(path))
+    tree = anchored(tree, os.path.dirname(path))
     for text in overrides:
         tree = overridden(tree, text)
     return _read(tree)
@@ -240,41 +240,18 @@ def to_dict(recipe: Recipe) -> dict[str, Any]:
         {"method": s.name, **plain(s.method), "targets": list(s.targets), "ignore": list(s.ignore)}
         for s in recipe.stages
     ]
-    data["model"] = _public(recipe.model)
+    data["model"] = public(recipe.model)
     if recipe.calibration is not None:
-        data["calibration"]["source"] = _public(recipe.calibration.source)
+        data["calibration"]["source"] = public(recipe.calibration.source)
     if recipe.eval is not None:
-        data["eval"]["text"] = _public(recipe.eval.text)
+        data["eval"]["text"] = recipe.eval.text and public(recipe.eval.text)
+        data["eval"]["tasks"] = [public(task) for task in recipe.eval.tasks]
     return data
 
 
 def to_yaml(recipe: Recipe) -> str:
     """`to_dict` as a recipe file."""
     return dump_yaml(to_dict(recipe))
-
-
-def resolve_model(name: str) -> str:
-    """The folder or Hub id behind `model`: `tiny` is the embedded one, `./tiny` a folder."""
-    if name != EMBEDDED_MODEL:
-        return name
-    from llmc.embedded import tiny_model_path
-
-    return str(tiny_model_path())
-
-
-def resolve_text(source: str, folder: Path) -> str:
-    """The file or data set behind a text; a text of the embedded world is written into `folder` first.
-
-    Raises:
-        RecipeError: the embedded world has no such text.
-    """
-    if not source.startswith(f"{EMBEDDED_MODEL}:"):
-        return source
-    if source not in EMBEDDED_TEXTS:
-        raise RecipeError(f"unknown embedded text {source!r}", fix=suggest(source, list(EMBEDDED_TEXTS)))
-    from llmc.embedded import write_texts
-
-    return str(write_texts(folder)[EMBEDDED_TEXTS[source]])
 
 
 def _read(tree: Node) -> Recipe:
@@ -289,10 +266,25 @@ def _read(tree: Node) -> Recipe:
             node = parts["stages"].value[index].value["method"]
             fix = "add `calibration: {source: FILE_OR_DATASET}`, or give --set calibration.source=FILE_OR_DATASET"
             raise RecipeError("needs calibration text", where=_stage_place(index, stage.name).at(node), fix=fix)
-    if recipe.gates and recipe.eval is None:
-        fix = "add `eval: {text: FILE}`, or give --set eval.text=FILE"
-        raise RecipeError("gates need figures to check", where=parts["gates"].where, fix=fix)
+    _check_gates(recipe, parts)
     return recipe
+
+
+def _check_gates(recipe: Recipe, parts: Mapping[str, Node]) -> None:
+    """Refuse gates on what is not going to be measured."""
+    if not recipe.gates:
+        return
+    where = parts["gates"].where
+    if recipe.eval is None:
+        fix = "add `eval: {text: FILE}`, or give --set eval.text=FILE"
+        raise RecipeError("gates need figures to check", where=where, fix=fix)
+    tasks = [task_name(task) for task in recipe.eval.tasks]
+    listed = parts["gates"].value if isinstance(parts["gates"].value, list) else [parts["gates"]]
+    for gate, node in zip(recipe.gates, listed, strict=True):
+        try:
+            check_measured(gate, on_text=recipe.eval.text is not None, tasks=tasks)
+        except RecipeError as error:
+            raise RecipeError(error.message, where=node.where, fix=error.fix) from error
 
 
 def _share_seed(tree: Node) -> Node:
@@ -367,27 +359,3 @@ def _method_nodes(name: str, flags: Mapping[str, Any], options: Mapping[str, Any
         if key not in known:
             raise UsageError(f"{name} has no option {key!r}", where=node.where, fix=suggest(key, known))
     return nodes
-
-
-def _anchored(tree: Node, keys: Sequence[str], folder: str) -> Node:
-    """The tree with the path at `keys` made relative to `folder`; ids of the Hub stay."""
-    node: Node | None = tree
-    for key in keys:
-        node = node.value.get(key) if node is not None and isinstance(node.value, dict) else None
-    if node is None or not isinstance(node.value, str) or node.value == EMBEDDED_MODEL or node.value in EMBEDDED_TEXTS:
-        return tree
-    path = os.path.join(folder, os.path.expanduser(node.value))
-    may_be_id = keys[-1] in ("model", "source") and Path(path).suffix.lower() not in FILE_SUFFIXES
-    if may_be_id and not os.path.exists(path) and not node.value.startswith((".", "~")):
-        return tree
-    return put(tree, keys, Node(path, node.where))
-
-
-def _public(source: str) -> str:
-    """Of a path its last name; ids of the Hub and names of the embedded world stay."""
-    if source == EMBEDDED_MODEL or source in EMBEDDED_TEXTS:
-        return source
-    is_id = (
-        re.fullmatch(r"\w[\w.-]*(/[\w.-]+)?(:[\w.-]+)?", source) and Path(source).suffix.lower() not in FILE_SUFFIXES
-    )
-    return source if is_id and not Path(source).exists() else os.path.basename(os.path.abspath(source))

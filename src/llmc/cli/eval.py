@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Annotated, Any
 
 from typer import Option
@@ -9,7 +10,12 @@ from typer import Option
 from llmc.cli.options import Against, Device, Folder
 from llmc.cli.output import Output
 
-Text = Annotated[str, Option("--text", metavar="FILE", help="Text to measure on.")]
+Text = Annotated[str | None, Option("--text", metavar="FILE", help="Text to measure on.")]
+Tasks = Annotated[
+    list[str] | None,
+    Option("--task", metavar="FILE[,FILE]", help="Questions with their answers, as .jsonl; repeatable."),
+]
+Limit = Annotated[int | None, Option("--limit", metavar="N", help="Use the first N items of each task.")]
 ContextLength = Annotated[int | None, Option("--context", metavar="N", help="Tokens in one window.")]
 Stride = Annotated[int | None, Option("--stride", metavar="N", help="Tokens between the starts of windows.")]
 MaxTokens = Annotated[int | None, Option("--max-tokens", metavar="N", help="Stop after this many tokens.")]
@@ -19,8 +25,10 @@ Prompt = Annotated[str | None, Option("--prompt", metavar="P", help="Also contin
 def evaluate(
     output: Output,
     folder: Folder,
-    text: Text,
+    text: Text = None,
     against: Against = None,
+    task: Tasks = None,
+    limit: Limit = None,
     context: ContextLength = None,
     stride: Stride = None,
     max_tokens: MaxTokens = None,
@@ -29,15 +37,20 @@ def evaluate(
 ) -> None:
     """Measure what the compression cost.
 
-    Perplexity and size; with --against also the KL divergence and top-1 agreement to the original.
+    Perplexity on a text, accuracy in tasks, and size; with --against also what changed from the original: KL divergence
+    and top-1 agreement on the text, and the answers that flipped in the tasks. Needs --text, --task or both.
 
     \b
     Example:
       llmc eval ./model-w4 --against ./model --text held-out.txt --prompt "Once upon a time"
+      llmc eval ./model-w4 --against ./model --task arc.jsonl,piqa.jsonl --limit 500
     """
     import llmc
 
     chosen = {
+        "text": text,
+        "tasks": files(task or []) or None,
+        "limit": limit,
         "against": against,
         "context": context,
         "stride": stride,
@@ -46,4 +59,9 @@ def evaluate(
         "device": device,
     }
     given: dict[str, Any] = {name: value for name, value in chosen.items() if value is not None}
-    output.result(llmc.evaluate(folder, text=text, **given, progress=output.progress))
+    output.result(llmc.evaluate(folder, **given, progress=output.progress))
+
+
+def files(texts: list[str]) -> list[str]:
+    """The files that `--task` names, each text one of them or several with commas between."""
+    return [part for text in texts for part in ([text] if os.path.exists(text) else text.split(",")) if part]

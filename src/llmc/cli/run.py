@@ -12,6 +12,9 @@ from llmc.cli.output import Output
 
 Recipe = Annotated[str, Argument(metavar="RECIPE", help="A YAML file, or the name of a recipe that ships.")]
 Out = Annotated[str | None, Option("-o", "--out", metavar="OUT", help="Folder to write, instead of the recipe's.")]
+AllowUnresolved = Annotated[
+    bool, Option("--allow-unresolved", help="Let gates pass that the intervals of their figures do not decide.")
+]
 
 
 def run(
@@ -20,12 +23,14 @@ def run(
     out: Out = None,
     overrides: Overrides = None,
     dry_run: DryRun = False,
+    allow_unresolved: AllowUnresolved = False,
     fresh: Fresh = False,
     force: Force = False,
 ) -> None:
     """Run a recipe.
 
-    Its stages, containers, evaluation, gates and upload, in this order. Exit code 1 when a gate fails.
+    Its stages, containers, evaluation, gates and upload, in this order. Exit code 1 when a gate fails, or
+    when the interval of its figure leaves it unresolved.
 
     \b
     Example:
@@ -40,6 +45,7 @@ def run(
             out,
             overrides=overrides or [],
             dry_run=dry_run,
+            allow_unresolved=allow_unresolved,
             fresh=fresh,
             force=force,
             progress=output.progress,

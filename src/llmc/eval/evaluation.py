@@ -1,4 +1,4 @@
-"""`evaluate`: one folder, with or without its original, on one text."""
+"""`evaluate`: one folder, with or without its original, on a text, on tasks, or on both."""
 
 from __future__ import annotations
 
@@ -20,6 +20,9 @@ from llmc.eval.metrics import Scored, WindowSums, score
 from llmc.eval.report import EvalReport, Source
 from llmc.eval.samples import Sample, greedy
 from llmc.eval.sizes import Sizes, folder_sizes
+from llmc.eval.task_judging import judge
+from llmc.eval.task_report import TaskReport, flip_figures, task_report
+from llmc.eval.tasks import Task, load_tasks
 from llmc.hub import resolve_model
 from llmc.structure import silent
 
@@ -39,8 +42,10 @@ TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt
 def evaluate(
     folder: str | Path,
     *,
-    text: str | Path,
+    text: str | Path | None = None,
     against: str | Path | None = None,
+    tasks: Sequence[str | Path] = (),
+    limit: int | None = None,
     context: int = 512,
     stride: int = 512,
     max_tokens: int | None = None,
@@ -50,12 +55,14 @@ def evaluate(
     opener: Opener | None = None,
     progress: Progress | None = None,
 ) -> EvalReport:
-    """Perplexity of the model in `folder` on a text, and with `against` what it lost relative to the original.
+    """Perplexity of the model in `folder` on a text and accuracy in tasks; with `against`, what the original has more.
 
     Args:
         folder: a model folder, or a Hub id.
         text: UTF-8 file, tokenized whole and once, with the tokenizer's own special tokens.
-        against: the original, on the same tokens.
+        against: the original, on the same tokens and items.
+        tasks: JSONL files; see `llmc.eval.tasks`.
+        limit: use only the first items of each task.
         context, stride: window length and distance in tokens (see `llmc.eval.metrics`).
         max_tokens: use only the first tokens of the text.
         prompt: also continue this greedily.
@@ -67,26 +74,20 @@ def evaluate(
         NetworkError: a Hub id that cannot be fetched.
     """
     _check_options(context, stride, max_tokens, device, dtype)
-    content = _read(Path(text))
+    if text is None and not tasks:
+        raise UsageError("nothing to measure on", where="--text", fix="give --text FILE, --task FILE or both")
+    content = None if text is None else _read(Path(text))
+    loaded = load_tasks(tasks, limit)
     models = [folder] if against is None else [folder, against]
     subjects = _open(models, opener or partial(open_model, dtype=DTYPES[dtype]), device, progress or silent)
-    ids = _token_ids(content, Path(text), subjects, max_tokens)
-    for subject in subjects:
-        _require_positions(subject, context)
-        require_ids_fit(subject.model, int(ids.max()), subject.name)
+    figures = dict(NO_TEXT)
+    if content is not None:
+        figures |= _on_text(str(text), content, subjects, (context, stride), max_tokens, progress)
     samples = () if prompt is None else (Sample(prompt, *(greedy(s.model, s.tokenizer, prompt) for s in subjects)),)
-    scored = [Scored(subject.name, subject.model) for subject in subjects]
-    sums = score(*scored, ids=ids, context=context, stride=stride, progress=progress)
-    return EvalReport(
-        **_identity(subjects),
-        **_figures(sums),
-        context=context,
-        stride=stride,
-        tokens=int(sums.tokens.sum()),
-        text=Source(Path(text).name, hashlib.sha256(content).hexdigest()),
-        samples=samples,
-        windows=sums,
-    )
+    reports = tuple(_on_task(task, subjects, progress) for task in loaded)
+    figures["flip_rate"], flips = flip_figures(reports)
+    figures["intervals"] = figures["intervals"] | flips
+    return EvalReport(**_identity(subjects), **figures, context=context, stride=stride, tasks=reports, samples=samples)
 
 
 @dataclass(frozen=True)
@@ -98,6 +99,39 @@ class _Subject:
     sizes: Sizes
     model: Any
     tokenizer: Any
+
+
+NO_TEXT: dict[str, Any] = {
+    **dict.fromkeys(("perplexity", "original_perplexity", "perplexity_ratio", "kl", "top1_agreement")),
+    **{"tokens": None, "text": None, "intervals": {}, "windows": WindowSums(np.zeros(0), np.zeros(0))},
+}
+"""What a text shows, under the names of the report, where there is none."""
+
+
+def _on_text(
+    path: str,
+    content: bytes,
+    subjects: Sequence[_Subject],
+    windows: tuple[int, int],
+    max_tokens: int | None,
+    progress: Progress | None,
+) -> dict[str, Any]:
+    """What a text shows in windows of `(context, stride)` tokens, under the names of the report."""
+    context, stride = windows
+    ids = _token_ids(content, Path(path), subjects, max_tokens)
+    for subject in subjects:
+        _require_positions(subject, context)
+        require_ids_fit(subject.model, int(ids.max()), subject.name)
+    scored = [Scored(subject.name, subject.model) for subject in subjects]
+    sums = score(*scored, ids=ids, context=context, stride=stride, progress=progress)
+    source = Source(Path(path).name, hashlib.sha256(content).hexdigest())
+    return {**_figures(sums), "tokens": int(sums.tokens.sum()), "text": source, "windows": sums}
+
+
+def _on_task(task: Task, subjects: Sequence[_Subject], progress: Progress | None) -> TaskReport:
+    """Each model on the same items, with its own tokenizer."""
+    scored = [(Scored(subject.name, subject.model), subject.tokenizer) for subject in subjects]
+    return task_report(task, *(judge(model, tokenizer, task, progress=progress) for model, tokenizer in scored))
 
 
 def _open(models: Sequence[str | Path], opener: Opener, device: str, progress: Progress) -> list[_Subject]:

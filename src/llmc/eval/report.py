@@ -8,9 +8,15 @@ from typing import Any
 
 from llmc.eval.metrics import WindowSums
 from llmc.eval.samples import Sample
+from llmc.eval.task_report import TaskReport
+from llmc.eval.task_report import columns as task_columns
 from llmc.structure import Table
 
 UNRESOLVED = "-"
+COMPARED = ("perplexity ratio", "KL divergence, nats", "top-1 agreement")  # rows that need an original
+TASK_NOTE = (
+    "Intervals of tasks: 95 %, paired bootstrap over items; of flip_rate exact. Not resolved: McNemar p of 5 % up."
+)
 
 
 @dataclass(frozen=True)
@@ -34,15 +40,17 @@ class EvalReport:
         bits_per_weight: stored bits / elements of the encoded matrices (of the model where none is encoded).
         model_bits_per_weight: the same of the whole model, a tied tensor once.
         perplexity_ratio: compressed / original.
-        intervals: 95 % paired bootstrap over windows, of perplexity, perplexity_ratio, kl and top1_agreement.
-        tokens: scored tokens.
+        flip_rate: share of the items of all tasks whose correctness changed.
+        intervals: 95 %, of perplexity, perplexity_ratio, kl and top1_agreement: paired bootstrap over windows; of
+            flip_rate: exact.
+        tokens: scored tokens; None, like all that a text shows, when there was none.
         dtype: of the computation.
         windows: the sums everything comes from; not part of the JSON.
     """
 
     model: str
     against: str | None
-    perplexity: float
+    perplexity: float | None
     kl: float | None
     top1_agreement: float | None
     weight_bytes: int
@@ -52,13 +60,15 @@ class EvalReport:
     perplexity_ratio: float | None
     original_weight_bytes: int | None
     original_bits_per_weight: float | None
+    flip_rate: float | None
     intervals: dict[str, tuple[float, float]]
     context: int
     stride: int
-    tokens: int
+    tokens: int | None
     dtype: str
     tokenizer: Source
-    text: Source
+    text: Source | None
+    tasks: tuple[TaskReport, ...]
     samples: tuple[Sample, ...]
     windows: WindowSums = field(repr=False, compare=False)
 
@@ -69,24 +79,29 @@ class EvalReport:
         }
         plain["intervals"] = {name: [_number(low), _number(high)] for name, (low, high) in self.intervals.items()}
         plain["tokenizer"] = vars(self.tokenizer).copy()
-        plain["text"] = vars(self.text).copy()
+        plain["text"] = self.text and vars(self.text).copy()
+        plain["tasks"] = {task.name: task.to_json() for task in self.tasks}
         plain["samples"] = [vars(sample).copy() for sample in self.samples]
         return plain
 
     def table_rows(self) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
         """Column headings and rows for people; the middle column is there when there is an original."""
-        rows = [
+        measured = [
             ("perplexity", _figure(self.original_perplexity), self._cell("perplexity", self.perplexity)),
             ("perplexity ratio", "1", self._cell("perplexity_ratio", self.perplexity_ratio)),
             ("KL divergence, nats", "0", self._cell("kl", self.kl)),
             ("top-1 agreement", "1", self._cell("top1_agreement", self.top1_agreement)),
+        ]
+        sizes = [
             ("weight bytes", _count(self.original_weight_bytes), _count(self.weight_bytes)),
             ("bits_per_weight", _figure(self.original_bits_per_weight), _figure(self.bits_per_weight)),
             ("bits_per_weight, model", _figure(self.original_bits_per_weight), _figure(self.model_bits_per_weight)),
         ]
+        rows = (measured if self.text is not None else []) + sizes
         if self.against is None:
-            rows = [row for i, row in enumerate(rows) if i not in (1, 2, 3)]
-            return ("", self.model), [(name, mine) for name, _, mine in rows]
+            return ("", self.model), [(name, mine) for name, _, mine in rows if name not in COMPARED]
+        if self.flip_rate is not None:
+            rows.insert(len(rows) - len(sizes), ("flip_rate", "0", self._cell("flip_rate", self.flip_rate)))
         return ("", f"original ({self.against})", self.model), list(rows)
 
     def table(self) -> Table:
@@ -95,16 +110,26 @@ class EvalReport:
         return Table(self._conditions(), columns, tuple(rows))
 
     def tables(self) -> list[Table]:
-        """The table, and the greedy continuations of each prompt side by side."""
-        return [self.table(), *(sample.table() for sample in self.samples)]
+        """The table, that of the tasks, and the greedy continuations of each prompt side by side."""
+        tasks = [self.task_table()] if self.tasks else []
+        return [self.table(), *tasks, *(sample.table() for sample in self.samples)]
+
+    def task_table(self) -> Table:
+        """One row per task."""
+        columns = task_columns(self.model, self.against)
+        return Table("tasks", columns, tuple(task.row() for task in self.tasks))
 
     def to_markdown(self) -> str:
         """A Markdown table, its conditions below it, and the samples."""
         columns, rows = self.table_rows()
         lines = [_row(columns), _row(("---",) + ("---:",) * (len(columns) - 1)), *map(_row, rows)]
         lines += ["", f"{self._conditions()}."]
-        if self.intervals:
+        if self.text is not None and self.intervals:
             lines.append(f"Intervals: 95 %, paired bootstrap over {len(self.windows.tokens)} windows.")
+        if self.tasks:
+            table = self.task_table()
+            lines += ["", _row(table.columns), _row(("---",) + ("---:",) * (len(table.columns) - 2) + ("---",))]
+            lines += [*map(_row, table.rows), "", TASK_NOTE]
         for sample in self.samples:
             lines += ["", f"Greedy continuation of {_quoted(sample.prompt)}:", ""]
             if sample.original is not None:
@@ -113,10 +138,10 @@ class EvalReport:
         return "\n".join(lines) + "\n"
 
     def _conditions(self) -> str:
-        return (
-            f"{self.text.name}, {self.tokens:,} scored tokens, context {self.context}, stride {self.stride}, "
-            f"tokenizer {self.tokenizer.name}, computed in {self.dtype}"
-        )
+        how = f"tokenizer {self.tokenizer.name}, computed in {self.dtype}"
+        if self.text is None:
+            return how
+        return f"{self.text.name}, {self.tokens:,} scored tokens, context {self.context}, stride {self.stride}, {how}"
 
     def _cell(self, name: str, value: float | None) -> str:
         if name not in self.intervals:

@@ -1,0 +1,79 @@
+"""Paths in recipes: what they are relative to, which are ids or names of the embedded world, and what is public."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from llmc.calibration.data import FILE_SUFFIXES
+from llmc.errors import RecipeError
+from llmc.recipe_yaml import Node, put
+from llmc.registry import suggest
+
+EMBEDDED_MODEL = "tiny"
+EMBEDDED_TEXTS = {"tiny:calibration": "calibration", "tiny:evaluation": "evaluation"}
+PATHS = ("model", "out", "calibration.source", "eval.text", "eval.tasks")
+
+
+def anchored(tree: Node, folder: str) -> Node:
+    """The tree with every path in it made relative to `folder`; ids of the Hub stay."""
+    for dotted in PATHS:
+        tree = _anchored(tree, dotted.split("."), folder)
+    return tree
+
+
+def resolve_model(name: str) -> str:
+    """The folder or Hub id behind `model`: `tiny` is the embedded one, `./tiny` a folder."""
+    if name != EMBEDDED_MODEL:
+        return name
+    from llmc.embedded import tiny_model_path
+
+    return str(tiny_model_path())
+
+
+def resolve_text(source: str, folder: Path) -> str:
+    """The file or data set behind a text; a text of the embedded world is written into `folder` first.
+
+    Raises:
+        RecipeError: the embedded world has no such text.
+    """
+    if not source.startswith(f"{EMBEDDED_MODEL}:"):
+        return source
+    if source not in EMBEDDED_TEXTS:
+        raise RecipeError(f"unknown embedded text {source!r}", fix=suggest(source, list(EMBEDDED_TEXTS)))
+    from llmc.embedded import write_texts
+
+    return str(write_texts(folder)[EMBEDDED_TEXTS[source]])
+
+
+def _anchored(tree: Node, keys: Sequence[str], folder: str) -> Node:
+    """The tree with the path, or the list of paths, at `keys` made relative to `folder`."""
+    node: Node | None = tree
+    for key in keys:
+        node = node.value.get(key) if node is not None and isinstance(node.value, dict) else None
+    if node is not None and isinstance(node.value, list):
+        return put(tree, keys, Node([_from(folder, child, keys[-1]) for child in node.value], node.where))
+    return tree if node is None else put(tree, keys, _from(folder, node, keys[-1]))
+
+
+def _from(folder: str, node: Node, key: str) -> Node:
+    """The path relative to `folder`; what is not a path stays."""
+    if not isinstance(node.value, str) or node.value == EMBEDDED_MODEL or node.value in EMBEDDED_TEXTS:
+        return node
+    path = os.path.join(folder, os.path.expanduser(node.value))
+    may_be_id = key in ("model", "source") and Path(path).suffix.lower() not in FILE_SUFFIXES
+    if may_be_id and not os.path.exists(path) and not node.value.startswith((".", "~")):
+        return node
+    return Node(path, node.where)
+
+
+def public(source: str) -> str:
+    """Of a path its last name; ids of the Hub and names of the embedded world stay."""
+    if source == EMBEDDED_MODEL or source in EMBEDDED_TEXTS:
+        return source
+    is_id = (
+        re.fullmatch(r"\w[\w.-]*(/[\w.-]+)?(:[\w.-]+)?", source) and Path(source).suffix.lower() not in FILE_SUFFIXES
+    )
+    return source if is_id and not Path(source).exists() else os.path.basename(os.path.abspath(source))
