@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -17,6 +18,8 @@ from tiny_models import build, byte_tokenizer, corpus
 
 from llmc.errors import LlmcError
 from llmc.eval import EvalReport, evaluate, open_model
+from llmc.eval.intervals import paired_intervals
+from llmc.eval.tail import QUANTILES, binned
 
 MODELS = os.environ.get("LLMC_MODELS")
 DATA = Path(os.environ.get("LLMC_DATA") or Path(MODELS or ".").parent / "data")
@@ -61,10 +64,33 @@ def test_json_has_the_contract_and_the_conditions(place: Path, report: EvalRepor
     tokenizer = (place / "original" / "tokenizer.json").read_bytes()
     assert plain["text"] == {"name": "corpus.txt", "sha256": hashlib.sha256(text).hexdigest()}
     assert plain["tokenizer"]["sha256"] == hashlib.sha256(tokenizer).hexdigest()
-    assert set(plain["intervals"]) == {"perplexity", "perplexity_ratio", "kl", "top1_agreement"}
+    assert set(plain["intervals"]) == {"perplexity", "perplexity_ratio", "kl", "kl_median", "kl_p99", "top1_agreement"}
     for name, (low, high) in plain["intervals"].items():
         assert low < plain[name] < high
     assert str(place) not in json.dumps(plain)
+
+
+def test_the_tail_is_that_of_all_tokens(report: EvalReport) -> None:
+    every = report.windows.token_kl
+    assert every is not None and every.shape == (999,) and every.sum() == pytest.approx(999 * report.kl, rel=1e-5)
+    ordered = np.sort(every)
+    assert (report.kl_median, report.kl_p99) == (ordered[499], ordered[989])  # the 500th and the 990th of 999
+    kl = report.windows.kl / report.windows.tokens
+    assert [place["kl"] for place in report.worst] == sorted(kl, reverse=True)[:5]
+    assert all(place["end"] - place["first"] in (32, 39, 63) and place["text"] for place in report.worst)
+
+
+def test_intervals_of_quantiles_are_those_of_drawn_tokens() -> None:
+    """Against a bootstrap that sorts all tokens of each draw."""
+    generator = np.random.default_rng(1)
+    tokens = np.full(40, 50.0)
+    token_kl = (generator.lognormal(0, 1, (40, 1)) * generator.lognormal(0, 1, (40, 50))).astype(np.float32)
+    counts, figures = binned(token_kl.reshape(-1), tokens)
+    found = paired_intervals(counts, figures, resamples=2000)
+    drawn = np.random.default_rng(0).integers(40, size=(2000, 40))  # the same draws
+    for name, share in QUANTILES.items():
+        exact = np.quantile(token_kl[drawn].reshape(2000, -1), share, axis=1, method="inverted_cdf")
+        assert found[name] == pytest.approx(tuple(np.quantile(exact, [0.025, 0.975])), rel=0.02)
 
 
 def test_figures_are_those_of_the_window_sums(report: EvalReport) -> None:

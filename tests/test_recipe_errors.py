@@ -16,8 +16,8 @@ KEYS = (
     "eval, gates, push"
 )
 METRICS = (
-    "perplexity, perplexity_ratio, kl, top1_agreement, weight_bytes, bits_per_weight, model_bits_per_weight, "
-    "original_perplexity, original_weight_bytes, original_bits_per_weight, tokens, flip_rate"
+    "perplexity, perplexity_ratio, kl, kl_median, kl_p99, top1_agreement, weight_bytes, bits_per_weight, "
+    "model_bits_per_weight, original_perplexity, original_weight_bytes, original_bits_per_weight, tokens, flip_rate"
 )
 FORMATS = "compressed-tensors, gptq, bitsandbytes, dense"
 TOP = "model: m\n"

@@ -196,8 +196,16 @@ def test_text_and_tasks_together(place: Path) -> None:
         limit=5,
     )
     assert both.perplexity is not None and both.kl is not None
-    assert [row[0] for row in both.table().rows][4] == "flip_rate"
-    assert set(both.intervals) == {"perplexity", "perplexity_ratio", "kl", "top1_agreement", "flip_rate"}
+    assert [row[0] for row in both.table().rows][6] == "flip_rate"
+    assert set(both.intervals) == {
+        "perplexity",
+        "perplexity_ratio",
+        "kl",
+        "kl_median",
+        "kl_p99",
+        "top1_agreement",
+        "flip_rate",
+    }
     alone = evaluate(place / "damaged", text=text, tasks=[place / "cloze.jsonl"], context=64, stride=64, limit=5)
     assert (alone.flip_rate, alone.tasks[0].flip_rate) == (None, None)
     assert [table.title for table in alone.tables()][1] == "tasks"

@@ -26,6 +26,8 @@ METRICS = (
     "perplexity",
     "perplexity_ratio",
     "kl",
+    "kl_median",
+    "kl_p99",
     "top1_agreement",
     "weight_bytes",
     "bits_per_weight",
@@ -44,7 +46,9 @@ GRAMMAR = re.compile(
     r"(?P<number>[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d{1,3})?)\s*(?P<percent>%)?\s*(?P<relative>\*\s*original)?\s*",
     re.ASCII,
 )
-OF_A_TEXT = ("perplexity", "perplexity_ratio", "kl", "top1_agreement", "original_perplexity", "tokens")
+OF_A_TEXT = (
+    "perplexity", "perplexity_ratio", "kl", "kl_median", "kl_p99", "top1_agreement", "original_perplexity", "tokens"
+)  # fmt: skip
 TASK = "task."
 
 EXAMPLE = "write it like `perplexity_ratio < 1.02` or `weight_bytes <= 30% * original`"

@@ -16,10 +16,11 @@ from torch import Tensor
 from llmc.errors import CalibrationError, InputError, UsageError
 from llmc.eval.intervals import paired_intervals
 from llmc.eval.loading import check_config, open_model, position_limit, quiet, require_ids_fit
-from llmc.eval.metrics import Scored, WindowSums, score
+from llmc.eval.metrics import Scored, WindowSums, score, windows
 from llmc.eval.report import EvalReport, Source
 from llmc.eval.samples import Sample, greedy
 from llmc.eval.sizes import Sizes, folder_sizes
+from llmc.eval.tail import QUANTILES, binned, worst
 from llmc.eval.task_judging import judge
 from llmc.eval.task_report import TaskReport, flip_figures, task_report
 from llmc.eval.tasks import Task, load_tasks
@@ -102,8 +103,8 @@ class _Subject:
 
 
 NO_TEXT: dict[str, Any] = {
-    **dict.fromkeys(("perplexity", "original_perplexity", "perplexity_ratio", "kl", "top1_agreement")),
-    **{"tokens": None, "text": None, "intervals": {}, "windows": WindowSums(np.zeros(0), np.zeros(0))},
+    **dict.fromkeys(("perplexity", "original_perplexity", "perplexity_ratio", "kl", *QUANTILES, "top1_agreement")),
+    **{"tokens": None, "text": None, "intervals": {}, "windows": WindowSums(np.zeros(0), np.zeros(0)), "worst": ()},
 }
 """What a text shows, under the names of the report, where there is none."""
 
@@ -112,12 +113,12 @@ def _on_text(
     path: str,
     content: bytes,
     subjects: Sequence[_Subject],
-    windows: tuple[int, int],
+    how: tuple[int, int],
     max_tokens: int | None,
     progress: Progress | None,
 ) -> dict[str, Any]:
-    """What a text shows in windows of `(context, stride)` tokens, under the names of the report."""
-    context, stride = windows
+    """What a text shows in windows of `how`, context and stride in tokens, under the names of the report."""
+    context, stride = how
     ids = _token_ids(content, Path(path), subjects, max_tokens)
     for subject in subjects:
         _require_positions(subject, context)
@@ -125,7 +126,16 @@ def _on_text(
     scored = [Scored(subject.name, subject.model) for subject in subjects]
     sums = score(*scored, ids=ids, context=context, stride=stride, progress=progress)
     source = Source(Path(path).name, hashlib.sha256(content).hexdigest())
-    return {**_figures(sums), "tokens": int(sums.tokens.sum()), "text": source, "windows": sums}
+    places: list[dict[str, Any]] = []
+    if sums.kl is not None:
+        read = partial(_text_of, subjects[0].tokenizer, ids)
+        places = worst(list(windows(len(ids), context, stride)), sums.kl, sums.tokens, read)
+    figures = _figures(sums) | {"worst": tuple(places)}
+    return {**figures, "tokens": int(sums.tokens.sum()), "text": source, "windows": sums}
+
+
+def _text_of(tokenizer: Any, ids: Tensor, first: int, end: int) -> str:
+    return tokenizer.decode(ids[first:end].tolist())
 
 
 def _on_task(task: Task, subjects: Sequence[_Subject], progress: Progress | None) -> TaskReport:
@@ -174,11 +184,19 @@ def _figures(sums: WindowSums) -> dict[str, Any]:
         figures["kl"] = lambda s: s[:, 3] / s[:, 0]
         figures["top1_agreement"] = lambda s: s[:, 4] / s[:, 0]
     table = np.stack(columns, axis=1)  # [windows, columns]
+    if sums.token_kl is not None:
+        counts, quantiles = binned(sums.token_kl, sums.tokens)
+        figures |= {name: partial(_of_columns, table.shape[1], figure) for name, figure in quantiles.items()}
+        table = np.concatenate([table, counts], axis=1)
     total = table.sum(axis=0, keepdims=True)
-    values: dict[str, Any] = {"perplexity_ratio": None, "kl": None, "top1_agreement": None}
+    values: dict[str, Any] = dict.fromkeys(("perplexity_ratio", "kl", "top1_agreement", *QUANTILES))
     values |= {name: float(figure(total)[0]) for name, figure in figures.items()}
     values["original_perplexity"] = None if sums.original_nll is None else float(_exp(total[:, 2] / total[:, 0])[0])
     return values | {"intervals": paired_intervals(table, figures)}
+
+
+def _of_columns(first: int, figure: Figure, totals: NDArray[np.float64]) -> NDArray[np.float64]:
+    return figure(totals[:, first:])
 
 
 def _exp(x: NDArray[np.float64]) -> NDArray[np.float64]:

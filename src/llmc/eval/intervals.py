@@ -47,7 +47,9 @@ def paired_intervals(
     step = max(1, DRAWN_AT_ONCE // units)
     for begin in range(0, resamples, step):
         drawn = generator.integers(units, size=(min(step, resamples - begin), units))
-        totals[begin : begin + len(drawn)] = sums[drawn].sum(axis=1)
+        drawn += np.arange(len(drawn))[:, None] * units
+        times = np.bincount(drawn.reshape(-1), minlength=drawn.size).reshape(drawn.shape)  # each unit was drawn
+        totals[begin : begin + len(drawn)] = times @ sums
     tail = (1 - level) / 2
     edges = {name: np.quantile(figure(totals), [tail, 1 - tail]) for name, figure in figures.items()}
     return {name: (float(low), float(high)) for name, (low, high) in edges.items()}

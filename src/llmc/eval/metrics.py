@@ -40,13 +40,17 @@ class Window:
 
 @dataclass(frozen=True)
 class WindowSums:
-    """Sums over the scored tokens of each window, `[windows]` float64, in nats; without an original three are None."""
+    """Sums over the scored tokens of each window, `[windows]` float64, in nats; without an original four are None.
+
+    `token_kl` is the KL of each scored token, `[tokens]` float32, window after window.
+    """
 
     tokens: NDArray[np.float64]
     nll: NDArray[np.float64]
     original_nll: NDArray[np.float64] | None = None
     kl: NDArray[np.float64] | None = None
     agree: NDArray[np.float64] | None = None
+    token_kl: NDArray[np.float32] | None = None
 
 
 @dataclass(frozen=True)
@@ -89,6 +93,7 @@ def score(
     """
     report = progress or silent
     rows: list[list[float]] = []
+    token_kl: list[Tensor] = []
     limit = _windows_per_batch(candidate.model, context)
     for batch in _batches(windows(len(ids), context, stride), limit):
         tokens = torch.stack([ids[w.start : w.end] for w in batch])  # [windows, length]
@@ -97,16 +102,23 @@ def score(
         if reference is not None and original is not None:
             _require_same_vocabulary(candidate, logits, original, reference)
         for i, window in enumerate(batch):
-            row = _score_window(window, ids, logits[i], None if reference is None else reference[i])
+            row = _score_window(window, ids, logits[i], None if reference is None else reference[i], token_kl)
             _require_finite(row, window, len(rows), candidate, original)
             rows.append(row)
         report("evaluate", batch[-1].end, len(ids))
-    columns = [np.array(column, dtype=np.float64) for column in zip(*rows, strict=True)]
-    return WindowSums(*columns)
+    counts, nll, *compared = (np.array(column, dtype=np.float64) for column in zip(*rows, strict=True))
+    if not compared:
+        return WindowSums(counts, nll)
+    original_nll, kl, agree = compared
+    return WindowSums(counts, nll, original_nll, kl, agree, torch.cat(token_kl).numpy())
 
 
-def _score_window(window: Window, ids: Tensor, logits: Tensor, reference: Tensor | None) -> list[float]:
+def _score_window(
+    window: Window, ids: Tensor, logits: Tensor, reference: Tensor | None, token_kl: list[Tensor]
+) -> list[float]:
     """`[tokens, nll]`, and with a reference `[tokens, nll, original nll, kl, agree]`, of one window.
+
+    The KL of its tokens is added to `token_kl`.
 
     The temporaries are float64 and a few tokens long: a KL of 1e-5 is lost in the rounding of float32.
     """
@@ -121,7 +133,9 @@ def _score_window(window: Window, ids: Tensor, logits: Tensor, reference: Tensor
         if reference is not None:
             theirs = reference[rows].double()
             sums[2] += cross_entropy(theirs, targets).sum().item()
-            sums[3] += kl_divergence(theirs, mine).sum().item()
+            kl = kl_divergence(theirs, mine)
+            sums[3] += kl.sum().item()
+            token_kl.append(kl.float().cpu())
             sums[4] += top1(theirs, mine).sum().item()
     return sums
 

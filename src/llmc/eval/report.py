@@ -13,7 +13,8 @@ from llmc.eval.task_report import columns as task_columns
 from llmc.structure import Table
 
 UNRESOLVED = "-"
-COMPARED = ("perplexity ratio", "KL divergence, nats", "top-1 agreement")  # rows that need an original
+COMPARED = ("perplexity ratio", "KL divergence, nats", "KL, median", "KL, 99th percentile", "top-1 agreement")
+"""Rows that need an original."""
 TASK_NOTE = (
     "Intervals of tasks: 95 %, paired bootstrap over items; of flip_rate exact. Not resolved: McNemar p of 5 % up."
 )
@@ -35,14 +36,16 @@ class EvalReport:
         model, against: folder name or Hub id of the compressed model and of its original.
         perplexity: exp of the mean negative log-likelihood of the scored tokens.
         kl: mean per token KL(original || compressed), nats.
+        kl_median, kl_p99: of the same over tokens.
+        worst: the windows of the highest mean kl: first token and end, kl, how the text there begins.
         top1_agreement: share of tokens where both put the same token first.
         weight_bytes: of the weight files, headers included.
         bits_per_weight: stored bits / elements of the encoded matrices (of the model where none is encoded).
         model_bits_per_weight: the same of the whole model, a tied tensor once.
         perplexity_ratio: compressed / original.
         flip_rate: share of the items of all tasks whose correctness changed.
-        intervals: 95 %, of perplexity, perplexity_ratio, kl and top1_agreement: paired bootstrap over windows; of
-            flip_rate: exact.
+        intervals: 95 %, of perplexity, perplexity_ratio, kl, its quantiles and top1_agreement: paired bootstrap over
+            windows; of flip_rate: exact.
         tokens: scored tokens; None, like all that a text shows, when there was none.
         dtype: of the computation.
         windows: the sums everything comes from; not part of the JSON.
@@ -52,6 +55,8 @@ class EvalReport:
     against: str | None
     perplexity: float | None
     kl: float | None
+    kl_median: float | None
+    kl_p99: float | None
     top1_agreement: float | None
     weight_bytes: int
     bits_per_weight: float
@@ -68,6 +73,7 @@ class EvalReport:
     dtype: str
     tokenizer: Source
     text: Source | None
+    worst: tuple[dict[str, Any], ...]
     tasks: tuple[TaskReport, ...]
     samples: tuple[Sample, ...]
     windows: WindowSums = field(repr=False, compare=False)
@@ -81,6 +87,7 @@ class EvalReport:
         plain["tokenizer"] = vars(self.tokenizer).copy()
         plain["text"] = self.text and vars(self.text).copy()
         plain["tasks"] = {task.name: task.to_json() for task in self.tasks}
+        plain["worst"] = [dict(place) for place in self.worst]
         plain["samples"] = [vars(sample).copy() for sample in self.samples]
         return plain
 
@@ -90,6 +97,8 @@ class EvalReport:
             ("perplexity", _figure(self.original_perplexity), self._cell("perplexity", self.perplexity)),
             ("perplexity ratio", "1", self._cell("perplexity_ratio", self.perplexity_ratio)),
             ("KL divergence, nats", "0", self._cell("kl", self.kl)),
+            ("KL, median", "0", self._cell("kl_median", self.kl_median)),
+            ("KL, 99th percentile", "0", self._cell("kl_p99", self.kl_p99)),
             ("top-1 agreement", "1", self._cell("top1_agreement", self.top1_agreement)),
         ]
         sizes = [
