@@ -87,8 +87,9 @@ class RunResult:
 def _measured(gate: GateResult) -> str:
     if gate.value is None:
         return "not finite"
-    edges = "" if gate.interval is None else f" [{gate.interval[0]:.4g}, {gate.interval[1]:.4g}]"
-    return f"{gate.value:.6g}{edges}"
+    edges = "" if gate.interval is None else f" [{gate.interval[0]:.5g}, {gate.interval[1]:.5g}]"
+    whole = gate.interval is None and gate.value.is_integer()  # bytes, tokens
+    return f"{gate.value:,.0f}" if whole else f"{gate.value:.5g}{edges}"
 
 
 @dataclass(frozen=True)
