@@ -262,7 +262,7 @@ def test_unresolved_gates_fail_unless_allowed(place: Path, tmp_path: Path) -> No
     assert failed.failure is not None
     low, high = failed.evaluation["compressed-tensors"].intervals["flip_rate"]
     assert str(failed.failure) == (
-        f"two: gate 'flip_rate <= {rate}' unresolved at {rate:.6g} [{low:.4g}, {high:.4g}]; "
+        f"two: gate 'flip_rate <= {rate}' unresolved at {rate:.5g} [{low:.5g}, {high:.5g}]; "
         "measure on more, or add --allow-unresolved"
     )
     assert failed.tables()[-1].rows[0][1] == "UNRESOLVED"
