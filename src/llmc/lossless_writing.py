@@ -55,7 +55,7 @@ def lossless(
 
     Args:
         model: a folder, a .safetensors file, or a Hub id.
-        mode: `balanced`, `small` (fewest bytes) or `fast` (decodes like a copy).
+        mode: `balanced`, `small` (fewest bytes) or `fast` (fixed length).
         exact_files: keep what it takes to restore the safetensors files byte for byte, not just their tensors.
         threads: how many code; None: all cores. The bytes do not depend on it.
         fresh: discard what an interrupted run left.

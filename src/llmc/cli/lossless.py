@@ -16,7 +16,9 @@ Source = Annotated[
 Mode = Annotated[
     str,
     Option(
-        "--mode", metavar="M", help="balanced, small, which takes the fewest bytes, or fast, which decodes like a copy."
+        "--mode",
+        metavar="M",
+        help="balanced, small (fewest bytes) or fast (fixed length: quick without AVX-512, random access).",
     ),
 ]
 Exact = Annotated[
