@@ -48,6 +48,12 @@ class EvalReport:
             windows; of flip_rate: exact.
         tokens: scored tokens; None, like all that a text shows, when there was none.
         dtype: of the computation.
+        bits_per_byte: negative log-likelihood of the text in bits / its bytes: comparable across tokenizers.
+        overhead_bits_per_weight: what of `bits_per_weight` is not codes: scales, zero points, shapes.
+        layer_error: path of a block -> |y - y_original|^2 / |y_original|^2 of its outputs, each model fed by itself.
+        speed: load_seconds, load_mb_per_s, prefill_tokens_per_s, decode_tokens_per_s, peak_memory_bytes, and the
+            `ranges` (lowest and highest) of what was repeated; None unless it was asked for.
+        notes: what a reader has to know beside the figures.
         windows: the sums everything comes from; not part of the JSON.
     """
 
@@ -77,6 +83,12 @@ class EvalReport:
     tasks: tuple[TaskReport, ...]
     samples: tuple[Sample, ...]
     windows: WindowSums = field(repr=False, compare=False)
+    bits_per_byte: float | None = None
+    original_bits_per_byte: float | None = None
+    overhead_bits_per_weight: float = 0.0
+    layer_error: dict[str, float] = field(default_factory=dict)
+    speed: dict[str, Any] | None = None
+    notes: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """A JSON-ready dict; the keys are the attributes. A number too large for a float is null."""
