@@ -142,14 +142,14 @@ def test_a_batch_stays_small_however_long_the_text() -> None:
         Scored("m", model), ids=token_ids(50_000), context=100, stride=100, progress=lambda *args: seen.append(args)
     )
     assert max(model.given) <= metrics.BATCH_TOKENS
-    assert seen[-1] == ("evaluate", 50_000, 50_000)
+    assert seen[-1] == ("evaluate m", 50_000, 50_000)
     assert sums.nll.sum() == pytest.approx(49_500 * math.log(VOCABULARY))
 
 
 def test_a_large_vocabulary_is_run_one_window_at_a_time() -> None:
     model = Recording(torch.zeros(1, 1).expand(VOCABULARY, 200_000))
-    assert metrics._windows_per_batch(model, 512) == 1
-    assert metrics._windows_per_batch(Recording(torch.zeros(1, 1000)), 512) == 8
+    assert metrics._windows_per_batch(Scored("m", model), 512) == 1
+    assert metrics._windows_per_batch(Scored("m", Recording(torch.zeros(1, 1000))), 512) == 8
 
 
 def test_logits_that_are_not_finite_name_the_window_and_the_model() -> None:

@@ -64,7 +64,8 @@ def test_json_has_the_contract_and_the_conditions(place: Path, report: EvalRepor
     tokenizer = (place / "original" / "tokenizer.json").read_bytes()
     assert plain["text"] == {"name": "corpus.txt", "sha256": hashlib.sha256(text).hexdigest()}
     assert plain["tokenizer"]["sha256"] == hashlib.sha256(tokenizer).hexdigest()
-    assert set(plain["intervals"]) == {"perplexity", "perplexity_ratio", "kl", "kl_median", "kl_p99", "top1_agreement"}
+    figures = {"perplexity", "bits_per_byte", "perplexity_ratio", "kl", "kl_median", "kl_p99", "top1_agreement"}
+    assert set(plain["intervals"]) == figures
     for name, (low, high) in plain["intervals"].items():
         assert low < plain[name] < high
     assert str(place) not in json.dumps(plain)
@@ -133,7 +134,7 @@ def test_without_an_original(place: Path, report: EvalReport) -> None:
     alone = evaluate(place / "damaged", text=place / "corpus.txt", context=64, stride=32, max_tokens=1000)
     assert alone.perplexity == pytest.approx(report.perplexity, rel=1e-6)
     assert (alone.kl, alone.top1_agreement, alone.perplexity_ratio, alone.original_perplexity) == (None,) * 4
-    assert set(alone.intervals) == {"perplexity"}
+    assert set(alone.intervals) == {"perplexity", "bits_per_byte"}
     columns, rows = alone.table_rows()
     assert columns == ("", "damaged")
     assert [row[0] for row in rows] == ["perplexity", "weight bytes", "bits_per_weight", "bits_per_weight, model"]
@@ -196,7 +197,7 @@ def test_an_opener_takes_the_place_of_the_reader(place: Path, report: EvalReport
         max_tokens=1000,
         opener=opener,
     )
-    assert opened == [place / "damaged", place / "original"]
+    assert opened == [place / "original", place / "damaged"]
     assert swapped.perplexity == pytest.approx(report.original_perplexity)
 
 
@@ -210,7 +211,7 @@ def test_progress_ends_complete(place: Path) -> None:
         max_tokens=300,
         progress=lambda *args: seen.append(args),
     )
-    assert seen[-1] == ("evaluate", 300, 300)
+    assert seen[-1] == ("evaluate original", 300, 300)
 
 
 def refusal(*args: Any, code: int = 2, **options: Any) -> str:
@@ -291,7 +292,7 @@ def test_tokenizers_that_differ(place: Path, tmp_path: Path) -> None:
     text.write_text("a river of stone")
     assert refusal(tmp_path / "other", text=text, against=place / "original", context=8, stride=8) == (
         f"{text}: the tokenizers of other and original differ: token 5 of the text is not the same; "
-        "compare a model with the one it was made from, or leave out --against"
+        "compare a model with the one it was made from, leave out --against, or use --bits-per-byte"
     )
 
 

@@ -102,13 +102,13 @@ FILES = {
     "write it like `perplexity_ratio < 1.02` or `weight_bytes <= 30% * original`",
     RTN + "gates: [ppl < 9]\n": f"r.yaml:4: gate 'ppl < 9': unknown metric 'ppl'; choose one of: {METRICS}",
     RTN + "eval: {text: t.txt}\ngates: task.arc > 0.5": "r.yaml:5: gate 'task.arc > 0.5': no task 'arc' is evaluated; "
-    "add `tasks: [FILE]` to `eval:`",
+    "add --task FILE, or `tasks: [FILE]` to `eval:`",
     RTN + "eval: {text: t.txt}\ngates: flip_rate < 1%": "r.yaml:5: gate 'flip_rate < 1%': no task is evaluated; "
-    "add `tasks: [FILE]` to `eval:`",
+    "add --task FILE, or `tasks: [FILE]` to `eval:`",
     RTN + "eval: {tasks: [d/arc.jsonl, piqa.jsonl]}\ngates:\n  - task.piqa > 0.5\n  - task.ark > 0.5": "r.yaml:7: gate "
     "'task.ark > 0.5': no task 'ark' is evaluated; did you mean 'arc'?",
     RTN + "eval: {tasks: arc.jsonl}\ngates: kl < 1": "r.yaml:5: gate 'kl < 1': no text is evaluated; "
-    "add `text: FILE` to `eval:`",
+    "add --text FILE, or `text: FILE` to `eval:`",
     RTN + "eval: {tasks: a.jsonl, limit: 0}": "r.yaml:4: eval: limit: 0 is out of range; use at least 1",
     # YAML
     "": "r.yaml: empty; a recipe has at least `model:` and `stages:`",

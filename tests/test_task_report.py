@@ -199,6 +199,7 @@ def test_text_and_tasks_together(place: Path) -> None:
     assert [row[0] for row in both.table().rows][6] == "flip_rate"
     assert set(both.intervals) == {
         "perplexity",
+        "bits_per_byte",
         "perplexity_ratio",
         "kl",
         "kl_median",

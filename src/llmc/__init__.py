@@ -12,6 +12,7 @@ from llmc.errors import LlmcError as LlmcError
 
 if TYPE_CHECKING:
     from llmc.checkpoint import Checkpoint as Checkpoint
+    from llmc.comparing import compare as compare
     from llmc.decompressing import decompress as decompress
     from llmc.eval import evaluate as evaluate
     from llmc.exporting import export as export
@@ -31,6 +32,7 @@ __version__ = "0.1.0"
 
 _PUBLIC = {
     "Checkpoint": "llmc.checkpoint",
+    "compare": "llmc.comparing",
     "decompress": "llmc.decompressing",
     "evaluate": "llmc.eval",
     "export": "llmc.exporting",

@@ -15,12 +15,13 @@ import math
 import operator
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from llmc.errors import RecipeError
+from llmc.errors import GateError, RecipeError
 from llmc.registry import suggest
+from llmc.structure import Table
 
 METRICS = (
     "perplexity",
@@ -37,6 +38,9 @@ METRICS = (
     "original_bits_per_weight",
     "tokens",
     "flip_rate",
+    "bits_per_byte",
+    "original_bits_per_byte",
+    "overhead_bits_per_weight",
 )
 """Numbers that `llmc eval` gives, so that a misspelt gate fails before the run and not after it."""
 
@@ -47,10 +51,12 @@ GRAMMAR = re.compile(
     re.ASCII,
 )
 OF_A_TEXT = (
-    "perplexity", "perplexity_ratio", "kl", "kl_median", "kl_p99", "top1_agreement", "original_perplexity", "tokens"
+    "perplexity", "perplexity_ratio", "kl", "kl_median", "kl_p99", "top1_agreement", "original_perplexity", "tokens",
+    "bits_per_byte", "original_bits_per_byte",
 )  # fmt: skip
 TASK = "task."
 
+ADD_TASK = "add --task FILE, or `tasks: [FILE]` to `eval:`"
 EXAMPLE = "write it like `perplexity_ratio < 1.02` or `weight_bytes <= 30% * original`"
 
 
@@ -74,6 +80,7 @@ class GateResult:
         value, limit: the figure, and what it was held against; None when it could not be measured.
         interval: of the figure; with `* original`, of its ratio to the original, times the original.
         outcome: `passed`, `failed` or `unresolved`.
+        model: label of the model it was held against, where there are several.
     """
 
     text: str
@@ -82,6 +89,45 @@ class GateResult:
     limit: float | None
     interval: tuple[float, float] | None = None
     outcome: str = "failed"
+    model: str = ""
+
+    @property
+    def measured(self) -> str:
+        """The figure for people, with its interval."""
+        if self.value is None:
+            return "not finite"
+        if self.interval is None and self.value.is_integer():  # bytes, tokens
+            return f"{self.value:,.0f}"
+        edges = "" if self.interval is None else f" [{self.interval[0]:.5g}, {self.interval[1]:.5g}]"
+        return f"{self.value:.5g}{edges}"
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON-ready dict; `model` is there where there are several."""
+        plain = {"gate": self.text, "passed": self.passed, "outcome": self.outcome, "value": self.value}
+        interval = None if self.interval is None else list(self.interval)
+        return {**({"model": self.model} if self.model else {}), **plain, "interval": interval}
+
+
+def gates_failure(gates: Sequence[GateResult], where: str) -> GateError | None:
+    """The error that failed gates amount to; None where all passed."""
+    failed = [g for g in gates if not g.passed]
+    if not failed:
+        return None
+    of = {g: f" of {g.model}" if g.model else "" for g in failed}
+    lines = [f"gate {g.text!r}{of[g]} {g.outcome} at {g.measured}" for g in failed]
+    undecided = all(g.outcome == "unresolved" for g in failed)
+    fix = "measure on more, or add --allow-unresolved" if undecided else "use more bits or a weaker gate"
+    return GateError("; ".join(lines), where=where, fix=fix)
+
+
+def gates_table(gates: Sequence[GateResult]) -> Table:
+    """Outcomes for people; what did not pass in capitals."""
+    several = any(g.model for g in gates)
+    rows = [(g.text, g.outcome if g.passed else g.outcome.upper(), g.measured) for g in gates]
+    if not several:
+        return Table("Gates", ("gate", "outcome", "value"), tuple(rows))
+    named = tuple((g.model, *row) for g, row in zip(gates, rows, strict=True))
+    return Table("Gates", ("model", "gate", "outcome", "value"), named)
 
 
 def parse_gate(text: str) -> Gate:
@@ -131,26 +177,29 @@ def check_measured(text: str, *, on_text: bool, tasks: Sequence[str]) -> None:
     metric = parse_gate(text).metric
     if metric.startswith(TASK) and metric.removeprefix(TASK) not in tasks:
         name = metric.removeprefix(TASK)
-        fix = suggest(name, list(tasks)) if tasks else "add `tasks: [FILE]` to `eval:`"
+        fix = suggest(name, list(tasks)) if tasks else ADD_TASK
         raise RecipeError(f"gate {text!r}: no task {name!r} is evaluated", fix=fix)
     if metric == "flip_rate" and not tasks:
-        raise RecipeError(f"gate {text!r}: no task is evaluated", fix="add `tasks: [FILE]` to `eval:`")
+        raise RecipeError(f"gate {text!r}: no task is evaluated", fix=ADD_TASK)
     if metric in OF_A_TEXT and not on_text:
-        raise RecipeError(f"gate {text!r}: no text is evaluated", fix="add `text: FILE` to `eval:`")
+        raise RecipeError(f"gate {text!r}: no text is evaluated", fix="add --text FILE, or `text: FILE` to `eval:`")
 
 
-def check_gates(gates: Sequence[str], values: Mapping[str, Any], *, allow_unresolved: bool = False) -> list[GateResult]:
+def check_gates(
+    gates: Sequence[str], values: Mapping[str, Any], *, allow_unresolved: bool = False, model: str = ""
+) -> list[GateResult]:
     """Hold figures against gates. A figure that is null or NaN (not measured, or beyond a float) passes no gate.
 
     Args:
         gates: as in a recipe.
         values: the JSON of `llmc eval`.
         allow_unresolved: let gates pass that the intervals do not decide.
+        model: what the results are to call the model.
 
     Raises:
         RecipeError: a gate names what `values` does not have.
     """
-    return [_check(parse_gate(text), values, allow_unresolved) for text in gates]
+    return [replace(_check(parse_gate(text), values, allow_unresolved), model=model) for text in gates]
 
 
 def _check(gate: Gate, values: Mapping[str, Any], allow_unresolved: bool) -> GateResult:

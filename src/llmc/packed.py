@@ -60,6 +60,11 @@ class Packed:
         return sum(e.nbytes for e in self.parts.values())
 
     @property
+    def payload_bytes(self) -> int:
+        """Of `stored_bytes` those of the codes; padding counts as codes."""
+        return next(self.parts[name].nbytes for name in ("weight_packed", "qweight", "weight") if name in self.parts)
+
+    @property
     def numel(self) -> int:
         return self.shape[0] * self.shape[1]
 

@@ -14,7 +14,7 @@ from llmc.errors import GateError, UsageError
 from llmc.eval.tasks import load_tasks
 from llmc.execution import Written, execute
 from llmc.finishing import complete_folder, folder_summary
-from llmc.gates import GateResult, check_gates
+from llmc.gates import GateResult, check_gates, gates_failure, gates_table
 from llmc.hub import PushResult
 from llmc.hub import push as push_to_hub
 from llmc.hub import resolve_model as fetch_model
@@ -45,23 +45,14 @@ class RunResult:
     @property
     def failure(self) -> GateError | None:
         """The error that failed gates amount to; the artifact is complete all the same."""
-        failed = [g for g in self.gates if not g.passed]
-        if not failed:
-            return None
-        lines = [f"gate {g.text!r} {g.outcome} at {_measured(g)}" for g in failed]
-        undecided = all(g.outcome == "unresolved" for g in failed)
-        fix = "measure on more, or add --allow-unresolved" if undecided else "use more bits or a weaker gate"
-        return GateError("; ".join(lines), where=self.out.name, fix=fix)
+        return gates_failure(self.gates, self.out.name)
 
     def to_json(self) -> dict[str, Any]:
         document: dict[str, Any] = {"out": str(self.out), "folders": self.folders, "notes": list(self.notes)}
         if self.evaluation:
             document["evaluation"] = {name: report.to_json() for name, report in self.evaluation.items()}
         if self.gates:
-            document["gates"] = [
-                {"gate": g.text, "passed": g.passed, "outcome": g.outcome, "value": g.value, "interval": g.interval}
-                for g in self.gates
-            ]
+            document["gates"] = [gate.to_json() for gate in self.gates]
         if self.pushed:
             document["pushed"] = self.pushed
         return document
@@ -77,19 +68,10 @@ class RunResult:
         out = [Table(f"Written to {self.out}", columns, tuple(rows))]
         out += [table for report in self.evaluation.values() for table in report.tables()]
         if self.gates:
-            gates = tuple((g.text, g.outcome if g.passed else g.outcome.upper(), _measured(g)) for g in self.gates)
-            out.append(Table("Gates", ("gate", "outcome", "value"), gates))
+            out.append(gates_table(self.gates))
         if self.notes:
             out.append(Table("Notes", ("note",), tuple((n,) for n in self.notes)))
         return out
-
-
-def _measured(gate: GateResult) -> str:
-    if gate.value is None:
-        return "not finite"
-    edges = "" if gate.interval is None else f" [{gate.interval[0]:.5g}, {gate.interval[1]:.5g}]"
-    whole = gate.interval is None and gate.value.is_integer()  # bytes, tokens
-    return f"{gate.value:,.0f}" if whole else f"{gate.value:.5g}{edges}"
 
 
 @dataclass(frozen=True)
@@ -147,7 +129,7 @@ def quantize(
     """
     recipe = from_options(model, **options)
     job = prepare(recipe, _open(recipe, token))
-    return _carry_out(job, Path(out), fresh=fresh, force=force, progress=progress, token=token)
+    return carry_out(job, Path(out), fresh=fresh, force=force, progress=progress, token=token)
 
 
 def run(
@@ -185,7 +167,7 @@ def run(
     if place is None:
         raise UsageError("nowhere to write to", fix="add -o OUT, or `out:` to the recipe")
     options: dict[str, Any] = {"fresh": fresh, "force": force, "progress": progress, "token": token}
-    return _carry_out(job, Path(place), allow_unresolved=allow_unresolved, **options)
+    return carry_out(job, Path(place), allow_unresolved=allow_unresolved, **options)
 
 
 def _recipe(model: str | None, recipe: str | None, overrides: Sequence[str], options: dict[str, Any]) -> Recipe:
@@ -200,16 +182,17 @@ def _open(recipe: Recipe, token: str | None) -> Checkpoint:
     return Checkpoint(fetch_model(resolve_model(recipe.model), revision=recipe.revision, token=token))
 
 
-def _carry_out(
+def carry_out(
     job: Job,
     out: Path,
     *,
-    fresh: bool,
-    force: bool,
-    progress: Progress | None,
-    token: str | None,
+    fresh: bool = False,
+    force: bool = False,
+    progress: Progress | None = None,
+    token: str | None = None,
     allow_unresolved: bool = False,
 ) -> RunResult:
+    """Do a prepared job; see `quantize` and `run`."""
     results: list[RunResult] = []
 
     def finish(artifact: Artifact, written: Written) -> None:

@@ -15,8 +15,24 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from llmc.cli import decompress, eval, export, inspect, lossless, methods, plan, push, quantize, recipes, run, verify
+from llmc.cli import (
+    cache,
+    compare,
+    decompress,
+    eval,
+    export,
+    inspect,
+    lossless,
+    methods,
+    plan,
+    push,
+    quantize,
+    recipes,
+    run,
+    verify,
+)
 from llmc.cli.failures import InternalError, exit_code, stoppable, understood
+from llmc.cli.measuring import Measuring
 from llmc.cli.options import Job, Json
 from llmc.cli.output import Output
 
@@ -27,6 +43,8 @@ VERBS: dict[str, Callable[..., None]] = {
     "lossless": lossless.lossless,
     "decompress": decompress.decompress,
     "eval": eval.evaluate,
+    "compare": compare.compare,
+    "cache": cache.cache,
     "inspect": inspect.inspect,
     "verify": verify.verify,
     "export": export.export,
@@ -34,6 +52,10 @@ VERBS: dict[str, Callable[..., None]] = {
     "recipes": recipes.recipes,
     "methods": methods.methods,
 }
+
+
+SHARED = {"job": Job, "measuring": Measuring}
+"""Name of a verb's `**options` -> where they are defined."""
 
 
 def main() -> NoReturn:
@@ -97,11 +119,12 @@ def group(
 
 
 def bound(verb: Callable[..., None], output: Output) -> Callable[..., None]:
-    """`verb` without its `output`, with `--json`, and with the options of `Job` where it takes `**job`."""
+    """`verb` without its `output`, with `--json`, and with the shared options where it takes some: see `SHARED`."""
     own = list(introspection.signature(verb, eval_str=True).parameters.values())[1:]
     parameters = [each for each in own if each.kind is not Parameter.VAR_KEYWORD]
-    if len(parameters) < len(own):
-        parameters += introspection.signature(Job, eval_str=True).parameters.values()
+    for each in own:
+        if each.kind is Parameter.VAR_KEYWORD:
+            parameters += introspection.signature(SHARED[each.name], eval_str=True).parameters.values()
     parameters.append(Parameter("json", Parameter.KEYWORD_ONLY, default=False, annotation=Json))
 
     def call(json: bool, **values: Any) -> None:

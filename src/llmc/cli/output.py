@@ -76,6 +76,11 @@ class Output:
         self.close()
         print(f"note: {printable(line)}", file=sys.stderr)
 
+    def notes(self, lines: Sequence[str]) -> None:
+        """Several of them."""
+        for line in lines:
+            self.note(line)
+
     def error(self, error: LlmcError, cause: BaseException | None = None) -> None:
         """The one line of an error, after the traceback of `cause` where there is one to show."""
         self.close()

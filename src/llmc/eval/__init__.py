@@ -1,7 +1,9 @@
 """Evaluation: what a compressed model lost, against the original on the same tokens."""
 
-from llmc.eval.evaluation import Opener, evaluate
+from llmc.eval.comparison import Comparison
+from llmc.eval.evaluation import beside, evaluate
 from llmc.eval.loading import open_model
 from llmc.eval.report import EvalReport
+from llmc.eval.subject import Opener
 
-__all__ = ["EvalReport", "Opener", "evaluate", "open_model"]
+__all__ = ["Comparison", "EvalReport", "Opener", "beside", "evaluate", "open_model"]

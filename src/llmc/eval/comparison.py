@@ -57,6 +57,13 @@ class Comparison:
         rows = [{**{name: getattr(row, name) for name in marks}, **row.report.to_json()} for row in self.rows]
         return {"format_version": 1, "original": self.original.to_json(), "loss": self.loss, "rows": rows}
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a reader has to know beside the figures, of all rows."""
+        return tuple(
+            dict.fromkeys(note for each in (self.original, *(r.report for r in self.rows)) for note in each.notes)
+        )
+
     def tables(self) -> Sequence[Table]:
         """The comparison, then the tasks of each model."""
         raise NotImplementedError

@@ -1,43 +1,48 @@
-"""`evaluate`: one folder, with or without its original, on a text, on tasks, or on both."""
+"""`evaluate` and `beside`: folders, with or without their original, on a text, on tasks, or on both."""
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import math
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import torch
 from torch import Tensor
 
-from llmc.errors import CalibrationError, InputError, UsageError
-from llmc.eval.intervals import paired_intervals
-from llmc.eval.loading import check_config, open_model, position_limit, quiet, require_ids_fit
+from llmc.errors import UsageError
+from llmc.eval.cache import Cache
+from llmc.eval.comparison import Comparison, Row, compared
+from llmc.eval.conditions import (
+    Conditions,
+    check_device,
+    read_conditions,
+    require_positions,
+    require_same_ids,
+    token_ids,
+)
+from llmc.eval.layers import TOKENS, layer_errors
+from llmc.eval.loading import require_ids_fit
 from llmc.eval.metrics import Scored, WindowSums, score, windows
-from llmc.eval.report import EvalReport, Source
+from llmc.eval.original import OnText, Original
+from llmc.eval.report import EvalReport
 from llmc.eval.samples import Sample, greedy
-from llmc.eval.sizes import Sizes, folder_sizes
-from llmc.eval.tail import QUANTILES, binned, worst
+from llmc.eval.speed import measure_speed, peak_memory, start_peak
+from llmc.eval.subject import Opener, Subject
+from llmc.eval.tail import worst
 from llmc.eval.task_judging import judge
-from llmc.eval.task_report import TaskReport, flip_figures, task_report
-from llmc.eval.tasks import Task, load_tasks
-from llmc.hub import resolve_model
+from llmc.eval.task_report import TaskReport, TaskScores, flip_figures, task_report
+from llmc.eval.text_figures import NO_TEXT, text_figures
 from llmc.structure import silent
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    from llmc.eval.intervals import Figure
     from llmc.structure import Progress
 
-Opener = Callable[[Path], tuple[Any, Any]]
-"""`opener(folder) -> (model, tokenizer)`; the model is used in the dtype it comes in."""
-
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
+CACHE_LIMIT = 8 * 2**30
+"""Bytes that a cache may hold unless told otherwise."""
 
 
 def evaluate(
@@ -51,8 +56,12 @@ def evaluate(
     stride: int = 512,
     max_tokens: int | None = None,
     prompt: str | None = None,
+    speed: bool = False,
+    bits_per_byte: bool = False,
     device: str = "cpu",
     dtype: str = "float32",
+    cache: str | Path | None = None,
+    cache_limit: int = CACHE_LIMIT,
     opener: Opener | None = None,
     progress: Progress | None = None,
 ) -> EvalReport:
@@ -67,213 +76,249 @@ def evaluate(
         context, stride: window length and distance in tokens (see `llmc.eval.metrics`).
         max_tokens: use only the first tokens of the text.
         prompt: also continue this greedily.
+        speed: also measure loading, prefill, decoding and peak memory.
+        bits_per_byte: compare this alone on the text, which needs no common tokenizer.
         dtype: of the computation, `float32`, `bfloat16` or `float16`.
-        opener: opens both folders in place of `open_model`, for a container that transformers does not read.
+        cache: folder where what the original shows is kept for the next candidate; None keeps nothing.
+        cache_limit: bytes that this folder may hold; what was unused longest goes first.
+        opener: opens both folders in place of `open_model`, for a container that transformers does not read. What
+            it opens is not kept.
 
     Raises:
         InputError: of any kind, one line; see `llmc.errors`.
         NetworkError: a Hub id that cannot be fetched.
     """
-    _check_options(context, stride, max_tokens, device, dtype)
-    if text is None and not tasks:
-        raise UsageError("nothing to measure on", where="--text", fix="give --text FILE, --task FILE or both")
-    content = None if text is None else _read(Path(text))
-    loaded = load_tasks(tasks, limit)
-    models = [folder] if against is None else [folder, against]
-    subjects = _open(models, opener or partial(open_model, dtype=DTYPES[dtype]), device, progress or silent)
-    figures = dict(NO_TEXT)
-    if content is not None:
-        figures |= _on_text(str(text), content, subjects, (context, stride), max_tokens, progress)
-    samples = () if prompt is None else (Sample(prompt, *(greedy(s.model, s.tokenizer, prompt) for s in subjects)),)
-    reports = tuple(_on_task(task, subjects, progress) for task in loaded)
-    figures["flip_rate"], flips = flip_figures(reports)
-    figures["intervals"] = figures["intervals"] | flips
-    return EvalReport(**_identity(subjects), **figures, context=context, stride=stride, tasks=reports, samples=samples)
+    conditions = read_conditions(
+        text=text,
+        tasks=tasks,
+        limit=limit,
+        context=context,
+        stride=stride,
+        max_tokens=max_tokens,
+        prompt=prompt,
+        speed=speed,
+        bits_per_byte=bits_per_byte,
+    )
+    make = partial(
+        Subject, opener=opener, device=device, dtype=check_device(device, dtype), progress=progress or silent
+    )
+    subject = make(folder)
+    if against is None:
+        return _measured(subject, None, conditions, progress)
+    original = make(against)
+    with _cache(None if opener else cache, cache_limit) as place:
+        beside = _shown(Original(original, place, progress), conditions)
+        report = _measured(subject, beside, conditions, progress)
+    return replace(report, notes=(*place.notes, *report.notes))
+
+
+def beside(
+    folders: Sequence[str | Path],
+    *,
+    against: str | Path,
+    controls: Mapping[str, str] | None = None,
+    device: str = "cpu",
+    dtype: str = "float32",
+    cache: str | Path | None = None,
+    cache_limit: int = CACHE_LIMIT,
+    opener: Opener | None = None,
+    progress: Progress | None = None,
+    **measured: Any,
+) -> Comparison:
+    """Several models beside their original on the same tokens and items; one is in memory at a time.
+
+    Args:
+        folders: model folders or Hub ids, also of other tools.
+        against: the original.
+        controls: folder of a control -> folder whose size it has.
+        measured: `text`, `tasks` and the other options of `evaluate` that say what is measured.
+
+    Raises as `evaluate` does, and UsageError when a folder is given twice.
+    """
+    defaults = {"text": None, "tasks": (), "limit": None, "context": 512, "stride": 512, "max_tokens": None}
+    conditions = read_conditions(**{**defaults, "prompt": None, **measured})
+    make = partial(
+        Subject, opener=opener, device=device, dtype=check_device(device, dtype), progress=progress or silent
+    )
+    subjects = [make(folder) for folder in folders]
+    labels = _labels([subject.folder for subject in subjects], [subject.name for subject in subjects])
+    original = make(against)
+    rows = []
+    with _cache(None if opener else cache, cache_limit) as place:
+        beside = _shown(Original(original, place, progress), conditions)
+        for folder, subject, label in zip(folders, subjects, labels, strict=True):
+            report = _measured(subject, beside, conditions, progress)
+            of = (controls or {}).get(str(folder))
+            rows.append(Row(label, report, None if of is None else labels[[str(f) for f in folders].index(of)]))
+            subject.close()
+        alone = replace(beside.report(conditions), notes=tuple(place.notes))
+    return compared(alone, rows)
 
 
 @dataclass(frozen=True)
-class _Subject:
-    """A model to be judged, or its original."""
+class _Shown:
+    """What the original shows; `ids` and `text` are None where there is no text."""
 
-    name: str
-    folder: Path
-    sizes: Sizes
-    model: Any
-    tokenizer: Any
+    subject: Subject
+    ids: Tensor | None
+    text: OnText | None
+    tasks: tuple[TaskScores, ...]
+    sample: str | None
+    speed: dict[str, Any] | None
+
+    def report(self, conditions: Conditions) -> EvalReport:
+        """The original alone."""
+        figures = dict(NO_TEXT)
+        if self.text is not None and self.ids is not None:
+            sums = WindowSums(self.text.tokens, self.text.nll)
+            figures = _on_text(sums, conditions, self.subject, self.ids)
+        tasks = tuple(task_report(*both) for both in zip(conditions.tasks, self.tasks, strict=True))
+        samples = () if self.sample is None else (Sample(conditions.prompt or "", self.sample),)
+        return _report(self.subject, None, conditions, figures, tasks, samples, speed=self.speed)
 
 
-NO_TEXT: dict[str, Any] = {
-    **dict.fromkeys(("perplexity", "original_perplexity", "perplexity_ratio", "kl", *QUANTILES, "top1_agreement")),
-    **{"tokens": None, "text": None, "intervals": {}, "windows": WindowSums(np.zeros(0), np.zeros(0)), "worst": ()},
-}
-"""What a text shows, under the names of the report, where there is none."""
+def _shown(original: Original, conditions: Conditions) -> _Shown:
+    """Run the original, or read back what was kept of it; its memory is given back where it can be."""
+    subject, text, ids, speed = original.subject, None, None, None
+    start_peak(subject.device)
+    if conditions.text is not None:
+        ids = token_ids(conditions, subject)
+        text = original.on_text(ids, conditions.context, conditions.stride)
+    tasks = tuple(original.on_task(task) for task in conditions.tasks)
+    sample = None if conditions.prompt is None else original.sample(conditions.prompt)
+    if conditions.speed:
+        speed = measure_speed(subject, peak_memory(subject.device))
+    original.close(but=None if text is None else text.reference)
+    return _Shown(subject, ids, text, tasks, sample, speed)
 
 
-def _on_text(
-    path: str,
-    content: bytes,
-    subjects: Sequence[_Subject],
-    how: tuple[int, int],
-    max_tokens: int | None,
-    progress: Progress | None,
-) -> dict[str, Any]:
-    """What a text shows in windows of `how`, context and stride in tokens, under the names of the report."""
-    context, stride = how
-    ids = _token_ids(content, Path(path), subjects, max_tokens)
-    for subject in subjects:
-        _require_positions(subject, context)
-        require_ids_fit(subject.model, int(ids.max()), subject.name)
-    scored = [Scored(subject.name, subject.model) for subject in subjects]
-    sums = score(*scored, ids=ids, context=context, stride=stride, progress=progress)
-    source = Source(Path(path).name, hashlib.sha256(content).hexdigest())
+def _measured(
+    subject: Subject, original: _Shown | None, conditions: Conditions, progress: Progress | None
+) -> EvalReport:
+    """One model, beside the original where there is one."""
+    start_peak(subject.device)
+    ids = None if conditions.text is None else _ids(subject, original, conditions)
+    scored = Scored(subject.name, subject.model)
+    figures: dict[str, Any] = dict(NO_TEXT)
+    errors: dict[str, float] = {}
+    if ids is not None:
+        require_positions(subject, conditions.context)
+        require_ids_fit(scored.model, int(ids.max()), subject.name)
+        text = None if original is None or conditions.bits_per_byte else original.text
+        figures = _on_text(_sums(scored, text, ids, conditions, progress), conditions, subject, ids)
+        if text is not None:
+            errors = layer_errors(scored.model, ids[: conditions.context][:TOKENS], text.layers)
+        elif original is not None:
+            figures["original_bits_per_byte"] = original.report(conditions).bits_per_byte
+    tasks = []
+    for i, task in enumerate(conditions.tasks):
+        mine = judge(scored, subject.tokenizer, task, progress=progress)
+        tasks.append(task_report(task, mine, None if original is None else original.tasks[i]))
+    samples: tuple[Sample, ...] = ()
+    if conditions.prompt is not None:
+        mine_text = greedy(scored.model, subject.tokenizer, conditions.prompt)
+        samples = (Sample(conditions.prompt, mine_text, None if original is None else original.sample),)
+    peak = peak_memory(subject.device)
+    speed = measure_speed(subject, peak) if conditions.speed else None
+    beside = None if original is None else original.subject
+    return _report(subject, beside, conditions, figures, tuple(tasks), samples, layer_error=errors, speed=speed)
+
+
+def _ids(subject: Subject, original: _Shown | None, conditions: Conditions) -> Tensor:
+    """The text in a subject's tokens, which are the original's but where only bits per byte are compared."""
+    if original is None or original.ids is None:
+        return token_ids(conditions, subject)
+    if not conditions.bits_per_byte:
+        ids = token_ids(conditions, subject)
+        require_same_ids(conditions, ids, original.ids, (subject.name, original.subject.name))
+        return ids
+    covered = _covered(conditions, original.subject, original.ids)  # the same text, however many tokens that is
+    return token_ids(replace(conditions, text=covered, max_tokens=None), subject)
+
+
+def _covered(conditions: Conditions, subject: Subject, ids: Tensor) -> str:
+    """The part of the text that the tokens `ids` stand for."""
+    text = conditions.text or ""
+    if conditions.max_tokens is None or len(ids) < conditions.max_tokens:
+        return text
+    return subject.tokenizer.decode(ids.tolist(), skip_special_tokens=True, clean_up_tokenization_spaces=False)
+
+
+def _sums(
+    scored: Scored, text: OnText | None, ids: Tensor, conditions: Conditions, progress: Progress | None
+) -> WindowSums:
+    how: dict[str, Any] = {"context": conditions.context, "stride": conditions.stride, "progress": progress}
+    return score(scored, None if text is None else text.reference, ids=ids, **how)
+
+
+def _on_text(sums: WindowSums, conditions: Conditions, subject: Subject, ids: Tensor) -> dict[str, Any]:
+    """What the sums show, under the names of the report."""
+    content = _covered(conditions, subject, ids).encode()
+    figures = text_figures(sums, len(ids) / (len(content) * math.log(2)))
     places: list[dict[str, Any]] = []
     if sums.kl is not None:
-        read = partial(_text_of, subjects[0].tokenizer, ids)
-        places = worst(list(windows(len(ids), context, stride)), sums.kl, sums.tokens, read)
-    figures = _figures(sums) | {"worst": tuple(places)}
-    return {**figures, "tokens": int(sums.tokens.sum()), "text": source, "windows": sums}
+        found = list(windows(len(ids), conditions.context, conditions.stride))
+        places = worst(found, sums.kl, sums.tokens, partial(_text_of, subject.tokenizer, ids))
+    more = {"tokens": int(sums.tokens.sum()), "text": conditions.source, "windows": sums}
+    return {**figures, **more, "worst": tuple(places)}
 
 
 def _text_of(tokenizer: Any, ids: Tensor, first: int, end: int) -> str:
     return tokenizer.decode(ids[first:end].tolist())
 
 
-def _on_task(task: Task, subjects: Sequence[_Subject], progress: Progress | None) -> TaskReport:
-    """Each model on the same items, with its own tokenizer."""
-    scored = [(Scored(subject.name, subject.model), subject.tokenizer) for subject in subjects]
-    return task_report(task, *(judge(model, tokenizer, task, progress=progress) for model, tokenizer in scored))
+def _report(
+    mine: Subject,
+    original: Subject | None,
+    conditions: Conditions,
+    figures: Mapping[str, Any],
+    tasks: tuple[TaskReport, ...],
+    samples: tuple[Sample, ...],
+    **more: Any,
+) -> EvalReport:
+    """Put together; the flips of all tasks are of this model."""
+    flip_rate, flips = flip_figures(tasks)
+    found = {**figures, "intervals": {**figures["intervals"], **flips}, "flip_rate": flip_rate}
+    return EvalReport(
+        model=mine.name,
+        against=None if original is None else original.name,
+        weight_bytes=mine.sizes.weight_bytes,
+        bits_per_weight=mine.sizes.bits_per_weight,
+        overhead_bits_per_weight=mine.sizes.overhead_bits_per_weight,
+        model_bits_per_weight=mine.sizes.model_bits_per_weight,
+        original_weight_bytes=None if original is None else original.sizes.weight_bytes,
+        original_bits_per_weight=None if original is None else original.sizes.bits_per_weight,
+        dtype=str(mine.dtype).removeprefix("torch."),
+        tokenizer=mine.tokenizer_source,
+        context=conditions.context,
+        stride=conditions.stride,
+        tasks=tasks,
+        samples=samples,
+        **found,
+        **more,
+    )
 
 
-def _open(models: Sequence[str | Path], opener: Opener, device: str, progress: Progress) -> list[_Subject]:
-    """All models, opened once all of them have passed the checks that need no weights."""
-    folders = [resolve_model(str(model), progress=progress) for model in models]
-    for folder in folders:
-        check_config(folder)
-    sizes = [folder_sizes(folder) for folder in folders]
-    subjects: list[_Subject] = []
-    for i, folder in enumerate(folders):
-        progress("open", i, len(folders))
-        model, tokenizer = opener(folder)
-        subjects.append(_Subject(_name(models[i], folder), folder, sizes[i], model.to(device).eval(), tokenizer))
-    return subjects
+@contextmanager
+def _cache(folder: str | Path | None, limit: int) -> Iterator[Cache]:
+    """The cache in `folder`, or one that lasts as long as the block."""
+    if folder is not None:
+        yield Cache(Path(folder), limit)
+        return
+    with tempfile.TemporaryDirectory(prefix="llmc-") as place:
+        yield Cache(Path(place), 1 << 62)
 
 
-def _identity(subjects: Sequence[_Subject]) -> dict[str, Any]:
-    """What the models are, under the names of the report."""
-    mine, original = subjects[0], subjects[1] if len(subjects) > 1 else None
-    return {
-        "model": mine.name,
-        "against": original and original.name,
-        "weight_bytes": mine.sizes.weight_bytes,
-        "bits_per_weight": mine.sizes.bits_per_weight,
-        "model_bits_per_weight": mine.sizes.model_bits_per_weight,
-        "original_weight_bytes": original and original.sizes.weight_bytes,
-        "original_bits_per_weight": original and original.sizes.bits_per_weight,
-        "dtype": str(mine.model.dtype).removeprefix("torch."),
-        "tokenizer": _tokenizer_source(mine.folder, mine.tokenizer),
-    }
-
-
-def _figures(sums: WindowSums) -> dict[str, Any]:
-    """The figures that are functions of the sums, under their names in the report, and their intervals."""
-    figures: dict[str, Figure] = {"perplexity": lambda s: _exp(s[:, 1] / s[:, 0])}
-    columns = [sums.tokens, sums.nll]
-    if sums.original_nll is not None and sums.kl is not None and sums.agree is not None:
-        columns += [sums.original_nll, sums.kl, sums.agree]
-        figures["perplexity_ratio"] = lambda s: _exp((s[:, 1] - s[:, 2]) / s[:, 0])
-        figures["kl"] = lambda s: s[:, 3] / s[:, 0]
-        figures["top1_agreement"] = lambda s: s[:, 4] / s[:, 0]
-    table = np.stack(columns, axis=1)  # [windows, columns]
-    if sums.token_kl is not None:
-        counts, quantiles = binned(sums.token_kl, sums.tokens)
-        figures |= {name: partial(_of_columns, table.shape[1], figure) for name, figure in quantiles.items()}
-        table = np.concatenate([table, counts], axis=1)
-    total = table.sum(axis=0, keepdims=True)
-    values: dict[str, Any] = dict.fromkeys(("perplexity_ratio", "kl", "top1_agreement", *QUANTILES))
-    values |= {name: float(figure(total)[0]) for name, figure in figures.items()}
-    values["original_perplexity"] = None if sums.original_nll is None else float(_exp(total[:, 2] / total[:, 0])[0])
-    return values | {"intervals": paired_intervals(table, figures)}
-
-
-def _of_columns(first: int, figure: Figure, totals: NDArray[np.float64]) -> NDArray[np.float64]:
-    return figure(totals[:, first:])
-
-
-def _exp(x: NDArray[np.float64]) -> NDArray[np.float64]:
-    with np.errstate(over="ignore"):
-        return np.exp(x)
-
-
-def _check_options(context: int, stride: int, max_tokens: int | None, device: str, dtype: str) -> None:
-    if context < 2:
-        raise UsageError(f"context {context} leaves no token to score", where="--context", fix="use 2 or more")
-    if not 1 <= stride <= context:
-        raise UsageError(
-            f"stride {stride} is not between 1 and the context {context}",
-            where="--stride",
-            fix="a stride beyond the context would skip tokens",
-        )
-    if max_tokens is not None and max_tokens < 2:
-        raise UsageError(f"max_tokens {max_tokens} leaves no token to score", where="--max-tokens", fix="use 2 or more")
-    if dtype not in DTYPES:
-        raise UsageError(f"unknown dtype {dtype!r}", where="--dtype", fix="choose one of: " + ", ".join(DTYPES))
-    if device.split(":")[0] not in ("cpu", "cuda"):
-        raise UsageError(f"unknown device {device!r}", where="--device", fix="choose cpu or cuda")
-    if device != "cpu" and not torch.cuda.is_available():
-        raise UsageError(f"device {device!r} is not available here", where="--device", fix="use cpu")
-
-
-def _read(path: Path) -> bytes:
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise CalibrationError(f"cannot read the text: {error.strerror}", where=str(path)) from error
-    if not content.strip():
-        raise CalibrationError("the text is empty", where=str(path), fix="give a text of some thousand words")
-    return content
-
-
-def _token_ids(content: bytes, path: Path, subjects: Sequence[_Subject], limit: int | None) -> Tensor:
-    """Token ids `[tokens]`, int64, the same from every tokenizer."""
-    try:
-        words = content.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise CalibrationError(
-            f"not UTF-8 at byte {error.start}", where=str(path), fix="convert it to UTF-8"
-        ) from error
-    with quiet():
-        made = [torch.tensor(s.tokenizer(words)["input_ids"][:limit], dtype=torch.int64) for s in subjects]
-    ids = made[0]
-    if len(made) == 2 and not torch.equal(ids, made[1]):
-        shared = min(len(ids), len(made[1]))
-        at = next(iter((ids[:shared] != made[1][:shared]).nonzero().flatten().tolist()), shared)
-        both = f"{subjects[0].name} and {subjects[1].name}"
-        raise InputError(
-            f"the tokenizers of {both} differ: token {at} of the text is not the same",
-            where=str(path),
-            fix="compare a model with the one it was made from, or leave out --against",
-        )
-    if len(ids) < 2:
-        raise CalibrationError(f"the text has {len(ids)} token, and 2 are needed", where=str(path))
-    return ids
-
-
-def _require_positions(subject: _Subject, context: int) -> None:
-    limit = position_limit(subject.model)
-    if limit is not None and context > limit:
-        raise UsageError(
-            f"context {context} exceeds the {limit} positions of {subject.name}",
-            where="--context",
-            fix=f"use at most {limit}",
-        )
-
-
-def _name(model: str | Path, path: Path) -> str:
-    """Folder name or Hub id: a report goes to others, to whom paths of this machine say nothing."""
-    return path.resolve().name if Path(model).exists() else str(model)
-
-
-def _tokenizer_source(folder: Path, tokenizer: Any) -> Source:
-    file = next((folder / name for name in TOKENIZER_FILES if (folder / name).is_file()), None)
-    digest = None if file is None else hashlib.sha256(file.read_bytes()).hexdigest()
-    return Source(type(tokenizer).__name__, digest)
+def _labels(folders: Sequence[Path], names: Sequence[str]) -> list[str]:
+    """Names, with as much of the path before them as tells them apart. Raises UsageError for one given twice."""
+    places = [folder.resolve() for folder in folders]
+    twice = next((names[i] for i, place in enumerate(places) if place in places[:i]), None)
+    if twice is not None:
+        raise UsageError(f"{twice} is given twice", fix="name each model once")
+    labels = list(names)
+    depth = 1
+    while len(set(labels)) < len(labels) and depth < max(len(place.parts) for place in places):
+        depth += 1
+        shared = {label for label in labels if labels.count(label) > 1}
+        labels = ["/".join(p.parts[-depth:]) if n in shared else n for p, n in zip(places, labels, strict=True)]
+    return labels

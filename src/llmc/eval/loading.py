@@ -40,7 +40,7 @@ def open_model(folder: Path, *, dtype: torch.dtype = torch.float32, device: str 
     # damaged files and an index that leaves the folder, which transformers would follow
     CodedTensors(folder) if is_coded(folder) else read_folder(folder)
     with quiet():
-        tokenizer = _open_tokenizer(folder)
+        tokenizer = open_tokenizer(folder)
         if config.get("quantization_config"):
             model = _open_quantized(folder, config["quantization_config"], dtype)
         else:
@@ -116,7 +116,7 @@ def quiet() -> Iterator[None]:
             notes.enable_progress_bar()
 
 
-def _open_tokenizer(folder: Path) -> Any:
+def open_tokenizer(folder: Path) -> Any:
     from transformers import AutoTokenizer
 
     try:

@@ -7,16 +7,19 @@ before it and is scored only if an earlier window holds it. Sums are float64 and
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from llmc.calibration.losses import cross_entropy, kl_divergence, top1
+from llmc.calibration.losses import cross_entropy, paired_losses
 from llmc.errors import CheckpointError, InputError
+from llmc.eval.halves import Halves, halve
+from llmc.eval.nonfinite import first_nonfinite
 from llmc.structure import silent
 
 if TYPE_CHECKING:
@@ -26,6 +29,7 @@ if TYPE_CHECKING:
 
 BATCH_TOKENS = 4096
 BATCH_LOGITS = 2**25  # elements of one model's logits; 128 MiB in float32
+HEAD_ROWS = {"cpu": 128, "cuda": 512}  # states that become logits together
 CHUNK_ELEMENTS = {"cpu": 2**17, "cuda": 2**22}  # elements of a float64 temporary: 1 MiB stays in a CPU cache
 
 
@@ -53,12 +57,44 @@ class WindowSums:
     token_kl: NDArray[np.float32] | None = None
 
 
+class Reference(Protocol):
+    """The original: in memory, or what was kept of it."""
+
+    @property
+    def name(self) -> str: ...
+
+    def states(self, batch: Sequence[Window], tokens: Tensor) -> list[Tensor]:
+        """The states that predict the scored tokens of each window, `[scored, width]`.
+
+        Args:
+            batch, tokens: the windows, and their tokens `[windows, length]`.
+        """
+        ...
+
+    def logits(self, states: Tensor) -> Tensor:
+        """`[rows, vocab]` of `[rows, width]`."""
+        ...
+
+
 @dataclass(frozen=True)
 class Scored:
-    """A model and the name that messages call it by."""
+    """A model in memory, and the name that messages call it by."""
 
     name: str
     model: Any
+
+    @cached_property
+    def halves(self) -> Halves:
+        return halve(self.model)
+
+    def states(self, batch: Sequence[Window], tokens: Tensor) -> list[Tensor]:
+        """See `Reference`."""
+        states = self.halves.states(tokens)  # token t is predicted at t - 1
+        return [states[i, w.first - 1 - w.start : w.end - 1 - w.start] for i, w in enumerate(batch)]
+
+    def logits(self, states: Tensor) -> Tensor:
+        """See `Reference`."""
+        return self.halves.logits(states)
 
 
 def windows(tokens: int, context: int, stride: int) -> Iterator[Window]:
@@ -76,36 +112,36 @@ def windows(tokens: int, context: int, stride: int) -> Iterator[Window]:
 
 def score(
     candidate: Scored,
-    original: Scored | None = None,
+    original: Reference | None = None,
     *,
     ids: Tensor,
     context: int,
     stride: int,
+    keep: Callable[[Tensor], None] | None = None,
     progress: Progress | None = None,
 ) -> WindowSums:
     """Run the windows of `ids` `[tokens]` through the candidate, and through the original when there is one.
 
-    Memory is that of one batch of logits per model, whatever the length of the text.
+    Memory is that of the states of one batch and the logits of a few of its tokens, whatever the length of the text.
+    `keep` is given the candidate's states of each window, `[scored, width]`, in order.
 
     Raises:
         InputError: the two vocabularies differ in size.
-        CheckpointError: logits that are not finite; the window is named.
+        CheckpointError: logits that are not finite; the window is named, and the layer where they first appear.
     """
     report = progress or silent
     rows: list[list[float]] = []
     token_kl: list[Tensor] = []
-    limit = _windows_per_batch(candidate.model, context)
-    for batch in _batches(windows(len(ids), context, stride), limit):
-        tokens = torch.stack([ids[w.start : w.end] for w in batch])  # [windows, length]
-        logits = _logits(candidate, tokens)
-        reference = None if original is None else _logits(original, tokens)
-        if reference is not None and original is not None:
-            _require_same_vocabulary(candidate, logits, original, reference)
-        for i, window in enumerate(batch):
-            row = _score_window(window, ids, logits[i], None if reference is None else reference[i], token_kl)
-            _require_finite(row, window, len(rows), candidate, original)
+    for batch, tokens in _batched(candidate, ids, context, stride):
+        mine = candidate.states(batch, tokens)
+        theirs = [None] * len(batch) if original is None else original.states(batch, tokens)
+        for window, states, reference in zip(batch, mine, theirs, strict=True):
+            row = _score_window(ids[window.first : window.end], (candidate, states), (original, reference), token_kl)
+            _require_finite(row, window, len(rows), ids, candidate, original)
             rows.append(row)
-        report("evaluate", batch[-1].end, len(ids))
+            if keep is not None:
+                keep(states)
+        report(f"evaluate {candidate.name}", batch[-1].end, len(ids))
     counts, nll, *compared = (np.array(column, dtype=np.float64) for column in zip(*rows, strict=True))
     if not compared:
         return WindowSums(counts, nll)
@@ -113,36 +149,56 @@ def score(
     return WindowSums(counts, nll, original_nll, kl, agree, torch.cat(token_kl).numpy())
 
 
+def _batched(scored: Scored, ids: Tensor, context: int, stride: int) -> Iterator[tuple[list[Window], Tensor]]:
+    """The windows of `ids` in the batches in which `scored` is run, and their tokens `[windows, length]`."""
+    for batch in _batches(windows(len(ids), context, stride), _windows_per_batch(scored, context)):
+        yield batch, torch.stack([ids[w.start : w.end] for w in batch])
+
+
 def _score_window(
-    window: Window, ids: Tensor, logits: Tensor, reference: Tensor | None, token_kl: list[Tensor]
+    targets: Tensor,
+    mine: tuple[Scored, Tensor],
+    theirs: tuple[Reference | None, Tensor | None],
+    token_kl: list[Tensor],
 ) -> list[float]:
     """`[tokens, nll]`, and with a reference `[tokens, nll, original nll, kl, agree]`, of one window.
 
-    The KL of its tokens is added to `token_kl`.
-
-    The temporaries are float64 and a few tokens long: a KL of 1e-5 is lost in the rounding of float32.
+    `mine` and `theirs` are a model and its states `[tokens, width]`. The KL of the tokens is added to `token_kl`.
     """
-    sums = [float(window.end - window.first), 0.0] + ([] if reference is None else [0.0, 0.0, 0.0])
-    step = max(1, CHUNK_ELEMENTS[logits.device.type] // logits.shape[-1])
-    for begin in range(window.first, window.end, step):
-        end = min(begin + step, window.end)
-        rows = slice(begin - 1 - window.start, end - 1 - window.start)  # token t is predicted at t - 1
-        targets = ids[begin:end].to(logits.device)
-        mine = logits[rows].double()  # [chunk, vocab]
-        sums[1] += cross_entropy(mine, targets).sum().item()
-        if reference is not None:
-            theirs = reference[rows].double()
-            sums[2] += cross_entropy(theirs, targets).sum().item()
-            kl = kl_divergence(theirs, mine)
-            sums[3] += kl.sum().item()
-            token_kl.append(kl.float().cpu())
-            sums[4] += top1(theirs, mine).sum().item()
+    (candidate, states), (original, reference) = mine, theirs
+    sums = [float(len(targets)), 0.0] + ([] if reference is None else [0.0, 0.0, 0.0])
+    rows = HEAD_ROWS[states.device.type]
+    for begin in range(0, len(targets), rows):
+        part = slice(begin, begin + rows)
+        logits = candidate.logits(states[part])
+        wanted = targets[part].to(logits.device)
+        if original is None or reference is None:
+            _add_alone(sums, logits, wanted)
+            continue
+        before = original.logits(reference[part].to(logits.device))
+        if logits.shape[-1] != before.shape[-1]:
+            raise _vocabularies(candidate.name, logits.shape[-1], original.name, before.shape[-1])
+        _add_pair(sums, token_kl, logits, before, wanted)
     return sums
 
 
-def _logits(scored: Scored, tokens: Tensor) -> Tensor:
-    with torch.inference_mode():
-        return scored.model(input_ids=tokens.to(scored.model.device), use_cache=False).logits
+def _chunks(logits: Tensor) -> Iterator[slice]:
+    """Rows whose float64 temporaries fit into a cache: a KL of 1e-5 is lost in the rounding of float32."""
+    step = max(1, CHUNK_ELEMENTS[logits.device.type] // logits.shape[-1])
+    return (slice(begin, begin + step) for begin in range(0, len(logits), step))
+
+
+def _add_alone(sums: list[float], logits: Tensor, targets: Tensor) -> None:
+    for rows in _chunks(logits):
+        sums[1] += cross_entropy(logits[rows].double(), targets[rows]).sum().item()
+
+
+def _add_pair(sums: list[float], token_kl: list[Tensor], logits: Tensor, before: Tensor, targets: Tensor) -> None:
+    for rows in _chunks(logits):
+        original_nll, nll, kl, agree = paired_losses(before[rows], logits[rows], targets[rows])
+        token_kl.append(kl.float().cpu())
+        for i, figure in enumerate((nll, original_nll, kl, agree), 1):
+            sums[i] += figure.sum().item()
 
 
 def _batches(items: Iterator[Window], limit: int) -> Iterator[list[Window]]:
@@ -157,27 +213,32 @@ def _batches(items: Iterator[Window], limit: int) -> Iterator[list[Window]]:
         yield batch
 
 
-def _windows_per_batch(model: Any, context: int) -> int:
-    vocabulary = model.config.get_text_config().vocab_size
-    return max(1, min(BATCH_TOKENS // context, BATCH_LOGITS // (context * vocabulary)))
+def _windows_per_batch(scored: Scored, context: int) -> int:
+    limit = BATCH_TOKENS // context
+    if scored.halves.head is None:  # all its logits at once
+        vocabulary = scored.model.config.get_text_config().vocab_size
+        limit = min(limit, BATCH_LOGITS // (context * vocabulary))
+    return max(1, limit)
 
 
-def _require_same_vocabulary(candidate: Scored, logits: Tensor, original: Scored, reference: Tensor) -> None:
-    if logits.shape[-1] != reference.shape[-1]:
-        raise InputError(
-            f"its vocabulary has {logits.shape[-1]} tokens and that of {original.name} {reference.shape[-1]}",
-            where=candidate.name,
-            fix="compare it with the model it was made from",
-        )
+def _vocabularies(name: str, mine: int, original: str, theirs: int) -> InputError:
+    return InputError(
+        f"its vocabulary has {mine} tokens and that of {original} {theirs}",
+        where=name,
+        fix="compare it with the model it was made from",
+    )
 
 
-def _require_finite(row: list[float], window: Window, index: int, candidate: Scored, original: Scored | None) -> None:
+def _require_finite(
+    row: list[float], window: Window, index: int, ids: Tensor, candidate: Scored, original: Reference | None
+) -> None:
     if np.isfinite(row).all():
         return
+    guilty = candidate if original is None or np.isfinite(row[2]) else original
+    place = first_nonfinite(guilty.model, ids[window.start : window.end]) if isinstance(guilty, Scored) else ""
     span = f"window {index} (tokens {window.start} to {window.end - 1})"
-    name = original.name if original is not None and not np.isfinite(row[2]) else candidate.name
     raise CheckpointError(
-        f"its logits give no finite loss in {span}",
-        where=name,
+        f"its logits give no finite loss in {span}{place and '; first in ' + place}",
+        where=guilty.name,
         fix="look for NaN, Inf or masked weights with `llmc inspect`, or evaluate with dtype float32",
     )

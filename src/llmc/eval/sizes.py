@@ -24,12 +24,14 @@ class Sizes:
         stored_bits: of the tensors in them, headers left out.
         elements: weights of the model they represent, a tied tensor once.
         targeted_bits_per_weight: stored bits of the encoded matrices / their elements; None where none is encoded.
+        overhead_bits_per_weight: what of these is not codes: scales, zero points, shapes, permutations.
     """
 
     weight_bytes: int
     stored_bits: int
     elements: int
     targeted_bits_per_weight: float | None = None
+    overhead_bits_per_weight: float = 0.0
 
     @property
     def model_bits_per_weight(self) -> float:
@@ -48,7 +50,7 @@ def folder_sizes(folder: Path) -> Sizes:
         weight_bytes=sum(file.stat().st_size for file in {entry.file for entry in entries.values()}),
         stored_bits=8 * sum(entry.nbytes for entry in entries.values()),
         elements=represented_elements(folder),
-        targeted_bits_per_weight=_targeted(entries),
+        **_targeted(entries),
     )
 
 
@@ -85,6 +87,14 @@ def first_line(error: BaseException) -> str:
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
-def _targeted(entries: dict[str, TensorEntry]) -> float | None:
+def _targeted(entries: dict[str, TensorEntry]) -> dict[str, float]:
+    """What the encoded matrices take, by name of the field; empty where there are none."""
     packed = find_packed(entries).values()
-    return 8 * sum(p.stored_bytes for p in packed) / sum(p.numel for p in packed) if packed else None
+    if not packed:
+        return {}
+    elements = sum(p.numel for p in packed)
+    total, codes = sum(p.stored_bytes for p in packed), sum(p.payload_bytes for p in packed)
+    return {
+        "targeted_bits_per_weight": 8 * total / elements,
+        "overhead_bits_per_weight": 8 * (total - codes) / elements,
+    }

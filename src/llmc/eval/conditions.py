@@ -1,0 +1,152 @@
+"""What models are measured on, and how: checked before a model is opened."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from llmc.errors import CalibrationError, InputError, UsageError
+from llmc.eval.loading import position_limit, quiet
+from llmc.eval.report import Source
+from llmc.eval.tasks import Task, load_tasks
+
+if TYPE_CHECKING:
+    from llmc.eval.subject import Subject
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """The same for every model of a comparison.
+
+    Attributes:
+        text: content of the text, None where there is none; `path` is for messages.
+        tasks: as read.
+        context, stride: window length and distance in tokens.
+        max_tokens: use only the first tokens of the text.
+        prompt: to be continued greedily.
+    """
+
+    path: str
+    text: str | None
+    source: Source | None
+    tasks: tuple[Task, ...]
+    context: int
+    stride: int
+    max_tokens: int | None
+    prompt: str | None
+    speed: bool
+    bits_per_byte: bool
+
+
+def read_conditions(
+    *,
+    text: str | Path | None,
+    tasks: Sequence[str | Path],
+    limit: int | None,
+    context: int,
+    stride: int,
+    max_tokens: int | None,
+    prompt: str | None,
+    speed: bool = False,
+    bits_per_byte: bool = False,
+) -> Conditions:
+    """Read text and tasks.
+
+    Raises:
+        UsageError: nothing to measure on, or an option out of its range.
+        CalibrationError: a file that cannot be read or used.
+    """
+    _check_options(context, stride, max_tokens)
+    if text is None and not tasks:
+        raise UsageError("nothing to measure on", where="--text", fix="give --text FILE, --task FILE or both")
+    if bits_per_byte and text is None:
+        raise UsageError("bits per byte need a text", where="--bits-per-byte", fix="give --text FILE")
+    content = None if text is None else _read(Path(text))
+    source = None if content is None else Source(Path(str(text)).name, hashlib.sha256(content).hexdigest())
+    words = None if content is None else _decoded(content, Path(str(text)))
+    loaded = tuple(load_tasks(tasks, limit))
+    return Conditions(str(text), words, source, loaded, context, stride, max_tokens, prompt, speed, bits_per_byte)
+
+
+def token_ids(conditions: Conditions, subject: Subject) -> Tensor:
+    """The text, or its first tokens, by a subject's tokenizer: `[tokens]`, int64."""
+    with quiet():
+        made = subject.tokenizer(conditions.text)["input_ids"][: conditions.max_tokens]
+    if len(made) < 2:
+        raise CalibrationError(f"the text has {len(made)} token, and 2 are needed", where=conditions.path)
+    return torch.tensor(made, dtype=torch.int64)
+
+
+def require_same_ids(conditions: Conditions, mine: Tensor, theirs: Tensor, names: tuple[str, str]) -> None:
+    """Raise InputError where two tokenizers do not make the same of the text."""
+    if torch.equal(mine, theirs):
+        return
+    shared = min(len(mine), len(theirs))
+    at = next(iter((mine[:shared] != theirs[:shared]).nonzero().flatten().tolist()), shared)
+    raise InputError(
+        f"the tokenizers of {names[0]} and {names[1]} differ: token {at} of the text is not the same",
+        where=conditions.path,
+        fix="compare a model with the one it was made from, leave out --against, or use --bits-per-byte",
+    )
+
+
+def require_positions(subject: Subject, context: int) -> None:
+    """Raise UsageError where the context exceeds what the model takes."""
+    limit = position_limit(subject.model)
+    if limit is not None and context > limit:
+        raise UsageError(
+            f"context {context} exceeds the {limit} positions of {subject.name}",
+            where="--context",
+            fix=f"use at most {limit}",
+        )
+
+
+def check_device(device: str, dtype: str) -> torch.dtype:
+    """The dtype of the computation. Raises UsageError for one, or a device, that is not there."""
+    if dtype not in DTYPES:
+        raise UsageError(f"unknown dtype {dtype!r}", where="--dtype", fix="choose one of: " + ", ".join(DTYPES))
+    if device.split(":")[0] not in ("cpu", "cuda"):
+        raise UsageError(f"unknown device {device!r}", where="--device", fix="choose cpu or cuda")
+    if device != "cpu" and not torch.cuda.is_available():
+        raise UsageError(f"device {device!r} is not available here", where="--device", fix="use cpu")
+    return DTYPES[dtype]
+
+
+def _check_options(context: int, stride: int, max_tokens: int | None) -> None:
+    if context < 2:
+        raise UsageError(f"context {context} leaves no token to score", where="--context", fix="use 2 or more")
+    if not 1 <= stride <= context:
+        raise UsageError(
+            f"stride {stride} is not between 1 and the context {context}",
+            where="--stride",
+            fix="a stride beyond the context would skip tokens",
+        )
+    if max_tokens is not None and max_tokens < 2:
+        raise UsageError(f"max_tokens {max_tokens} leaves no token to score", where="--max-tokens", fix="use 2 or more")
+
+
+def _read(path: Path) -> bytes:
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise CalibrationError(f"cannot read the text: {error.strerror}", where=str(path)) from error
+    if not content.strip():
+        raise CalibrationError("the text is empty", where=str(path), fix="give a text of some thousand words")
+    return content
+
+
+def _decoded(content: bytes, path: Path) -> str:
+    try:
+        return content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise CalibrationError(
+            f"not UTF-8 at byte {error.start}", where=str(path), fix="convert it to UTF-8"
+        ) from error

@@ -1,0 +1,231 @@
+"""The original of an evaluation, run once: what candidates are held against is kept, and read back as they come.
+
+Of a text that is the states which predict its scored tokens, in their own dtype, with the head that makes logits of
+them: KL stays exact, and the original need not be in memory. Of a task it is which items it got right.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import torch
+import transformers
+from torch import Tensor
+
+import llmc
+from llmc.eval.cache import Cache, Kept, model_sha256
+from llmc.eval.conditions import require_positions
+from llmc.eval.halves import Head, Plan, build_head
+from llmc.eval.layers import TOKENS, block_outputs
+from llmc.eval.loading import require_ids_fit
+from llmc.eval.metrics import Reference, Scored, Window, score, windows
+from llmc.eval.samples import greedy
+from llmc.eval.task_judging import judge
+from llmc.eval.task_report import TaskScores
+from llmc.safetensors_file import load, load_rows
+from llmc.structure import Progress, silent
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from llmc.eval.subject import Subject
+    from llmc.eval.tasks import Task
+    from llmc.layout import Shapes
+    from llmc.safetensors_header import TensorEntry
+
+
+@dataclass(frozen=True)
+class OnText:
+    """What the original does on a text.
+
+    Attributes:
+        reference: to score candidates against.
+        tokens, nll: scored tokens and their negative log-likelihood in nats of each window, `[windows]`.
+        layers: block path -> output on the first tokens, `[tokens, width]`.
+    """
+
+    reference: Reference
+    tokens: NDArray[np.float64]
+    nll: NDArray[np.float64]
+    layers: Mapping[str, Tensor]
+
+
+class KeptStates:
+    """The states of a text as a `Reference`; windows have to come in order."""
+
+    def __init__(self, name: str, entry: TensorEntry, head: Head, device: str) -> None:
+        self.name = name
+        self._entry, self._head, self._device = entry, head, device
+        self._row = 0
+
+    def states(self, batch: Sequence[Window], tokens: Tensor) -> list[Tensor]:
+        """See `Reference`."""
+        if batch[0].first == 1:
+            self._row = 0
+        out = []
+        for window in batch:
+            end = self._row + window.end - window.first
+            out.append(load_rows(self._entry, self._row, end).to(self._device))
+            self._row = end
+        return out
+
+    def logits(self, states: Tensor) -> Tensor:
+        """See `Reference`."""
+        return self._head(states)
+
+
+class Original:
+    """The original, measured where nothing was kept of it.
+
+    Args:
+        subject: the model; opened only when it has to run.
+        cache: where what it shows is kept.
+    """
+
+    def __init__(self, subject: Subject, cache: Cache, progress: Progress | None) -> None:
+        self.subject = subject
+        self.cache = cache
+        self.progress = progress or silent
+
+    def on_text(self, ids: Tensor, context: int, stride: int) -> OnText:
+        """Its states on the windows of `ids` `[tokens]`: read back, or made and kept.
+
+        Where they cannot be kept (a note says why) the model itself is the reference, and stays in memory.
+        """
+        facts = self._facts("text", ids=_digest(ids), context=context, stride=stride)
+        kept = self.cache.find(facts)
+        if kept is None:
+            if not self._run_text(facts, ids, context, stride):
+                return self._live(ids, context, stride)
+            kept = self.cache.find(facts, check=False)
+        if kept is None:
+            return self._live(ids, context, stride)
+        return self._read_text(kept)
+
+    def on_task(self, task: Task) -> TaskScores:
+        """Its scores: read back, or made and kept."""
+        facts = self._facts("task", sha256=task.sha256, items=len(task.items))
+        kept = self.cache.find(facts)
+        if kept is not None:
+            return _scores(kept)
+        scores = judge(self._scored, self.subject.tokenizer, task, progress=self.progress)
+        tensors = {f"correct.{name}": torch.from_numpy(each) for name, each in scores.correct.items()}
+        tensors["truncated"] = torch.tensor([scores.truncated])
+        if scores.log_likelihood is not None:
+            tensors["log_likelihood"] = torch.from_numpy(scores.log_likelihood)
+        self._keep(facts, {"kind": "task", "model": self.subject.name, "task": task.name}, tensors)
+        return scores
+
+    def sample(self, prompt: str) -> str:
+        """Its greedy continuation of a prompt."""
+        return greedy(self.subject.model, self.subject.tokenizer, prompt)
+
+    @cached_property
+    def _scored(self) -> Scored:
+        return Scored(self.subject.name, self.subject.model)
+
+    @cached_property
+    def _model_facts(self) -> dict[str, Any]:
+        subject = self.subject
+        return {
+            "model": model_sha256(subject.folder),
+            "tokenizer": subject.tokenizer_source.sha256,
+            "dtype": str(subject.dtype),
+            "device": subject.device.split(":")[0],
+            "versions": [llmc.__version__, torch.__version__, transformers.__version__],
+        }
+
+    def close(self, *, but: Reference | None = None) -> None:
+        """Give the model's memory back, unless it is the reference."""
+        if not isinstance(but, Scored):
+            self.__dict__.pop("_scored", None)
+            self.subject.close()
+
+    def _facts(self, kind: str, **more: Any) -> dict[str, Any]:
+        """All that an entry depends on."""
+        return {"kind": kind, **self._model_facts, **more}
+
+    def _run_text(self, facts: Mapping[str, Any], ids: Tensor, context: int, stride: int) -> bool:
+        """Run the text and keep what it gives. False, and a note, where it cannot be kept."""
+        scored, head = self._scored, self._scored.halves.head
+        if head is None:
+            self.cache.notes.append(f"{scored.name}: its head cannot be run alone, so both models stay in memory")
+            return False
+        self._check(ids, context)
+        layers: dict[str, Tensor] = {}
+        block_outputs(scored.model, ids[:context][:TOKENS], lambda path, y: layers.__setitem__(path, y.cpu()))
+        found = list(windows(len(ids), context, stride))
+        whole: dict[str, Tensor] = {f"head.{name}": value for name, value in head.parameters.items()}
+        whole |= {f"layer.{path}": value for path, value in layers.items()}
+        whole["tokens"] = torch.tensor([w.end - w.first for w in found], dtype=torch.float64)
+        rows = int(whole["tokens"].sum())
+        width = scored.halves.states(ids[None, :1]).shape[-1]
+        shapes: Shapes = {"states": (scored.model.dtype, (rows, width)), "nll": (torch.float64, (len(found),))}
+        shapes = {**shapes, **{name: (value.dtype, tuple(value.shape)) for name, value in whole.items()}}
+        if not self.cache.fits(shapes):
+            self.cache.notes.append(
+                f"{scored.name}: its states exceed the cache's {self.cache.limit:,} bytes: not kept"
+            )
+            return False
+        about = {"kind": "text", "model": scored.name, "tokens": len(ids), "body": head.plan.body}
+        with self.cache.writing(facts, {**about, "output": head.plan.kind}, shapes) as writer:
+            for name, value in whole.items():
+                writer.write(name, value)
+            row = 0
+
+            def keep(states: Tensor) -> None:
+                nonlocal row
+                writer.write("states", states, row)
+                row += len(states)
+
+            sums = score(scored, ids=ids, context=context, stride=stride, keep=keep, progress=self.progress)
+            writer.write("nll", torch.from_numpy(sums.nll))
+        return True
+
+    def _read_text(self, kept: Kept) -> OnText:
+        """An entry that `_run_text` wrote."""
+        entries = kept.tensors()
+        tensors = {name: load(entry) for name, entry in entries.items() if name != "states"}
+        device, name = self.subject.device, self.subject.name
+        parameters = {key.removeprefix("head."): tensors[key].to(device) for key in tensors if key.startswith("head.")}
+        plan = Plan(kept.about["body"], kept.about["output"])
+        head = build_head(self.subject.config, plan, parameters, name)
+        layers = {key.removeprefix("layer."): value for key, value in tensors.items() if key.startswith("layer.")}
+        reference = KeptStates(name, entries["states"], head, device)
+        return OnText(reference, tensors["tokens"].numpy(), tensors["nll"].numpy(), layers)
+
+    def _live(self, ids: Tensor, context: int, stride: int) -> OnText:
+        """The model itself as the reference."""
+        scored = self._scored
+        self._check(ids, context)
+        layers: dict[str, Tensor] = {}
+        block_outputs(scored.model, ids[:context][:TOKENS], layers.__setitem__)
+        sums = score(scored, ids=ids, context=context, stride=stride, progress=self.progress)
+        return OnText(scored, sums.tokens, sums.nll, layers)
+
+    def _check(self, ids: Tensor, context: int) -> None:
+        require_positions(self.subject, context)
+        require_ids_fit(self.subject.model, int(ids.max()), self.subject.name)
+
+    def _keep(self, facts: Mapping[str, Any], about: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+        shapes: Shapes = {name: (value.dtype, tuple(value.shape)) for name, value in tensors.items()}
+        if self.cache.fits(shapes):
+            with self.cache.writing(facts, about, shapes) as writer:
+                for name, value in tensors.items():
+                    writer.write(name, value)
+
+
+def _scores(kept: Kept) -> TaskScores:
+    tensors = {name: load(entry) for name, entry in kept.tensors().items()}
+    found = tensors.get("log_likelihood")
+    correct = {name.removeprefix("correct."): t.numpy() for name, t in tensors.items() if name.startswith("correct.")}
+    return TaskScores(correct, None if found is None else found.numpy(), int(tensors["truncated"]))
+
+
+def _digest(ids: Tensor) -> str:
+    return hashlib.sha256(ids.to(torch.int64).contiguous().numpy().tobytes()).hexdigest()

@@ -1,0 +1,95 @@
+"""One model of an evaluation: what it is called, what it weighs, and the model itself from when it is needed."""
+
+from __future__ import annotations
+
+import gc
+import hashlib
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from llmc.eval.loading import check_config, open_model, open_tokenizer
+from llmc.eval.report import Source
+from llmc.eval.sizes import Sizes, folder_sizes
+from llmc.hub import resolve_model
+from llmc.structure import Progress
+
+Opener = Callable[[Path], tuple[Any, Any]]
+"""`opener(folder) -> (model, tokenizer)`; the model is used in the dtype it comes in."""
+
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
+
+
+class Subject:
+    """A model folder to be judged, or its original.
+
+    Attributes:
+        name: folder name or Hub id: a report goes to others, to whom paths of this machine say nothing.
+        sizes: of its weight files.
+        load_seconds: how long opening took; None before it.
+
+    Raises InputError for what can be told without weights.
+    """
+
+    def __init__(
+        self, model: str | Path, opener: Opener | None, device: str, dtype: torch.dtype, progress: Progress
+    ) -> None:
+        self.folder = resolve_model(str(model), progress=progress)
+        self.name = self.folder.resolve().name if Path(model).exists() else str(model)
+        self.label = self.name
+        check_config(self.folder)
+        self.sizes: Sizes = folder_sizes(self.folder)
+        self.device, self.dtype = device, dtype
+        self.load_seconds: float | None = None
+        self._opener: Opener = opener or partial(open_model, dtype=dtype)
+        self._own_opener = opener is not None
+        self._opened: tuple[Any, Any] | None = None
+        self._tokenizer: Any = None
+
+    @property
+    def is_open(self) -> bool:
+        return self._opened is not None
+
+    @property
+    def model(self) -> Any:
+        return self._open()[0]
+
+    @property
+    def tokenizer(self) -> Any:
+        """Opened without the model where that is possible."""
+        if self._opened is not None or self._own_opener:
+            return self._open()[1]
+        if self._tokenizer is None:
+            self._tokenizer = open_tokenizer(self.folder)
+        return self._tokenizer
+
+    @property
+    def config(self) -> Any:
+        """Of transformers."""
+        from transformers import AutoConfig
+
+        return AutoConfig.from_pretrained(str(self.folder), trust_remote_code=False, local_files_only=True)
+
+    @property
+    def tokenizer_source(self) -> Source:
+        file = next((self.folder / name for name in TOKENIZER_FILES if (self.folder / name).is_file()), None)
+        digest = None if file is None else hashlib.sha256(file.read_bytes()).hexdigest()
+        return Source(type(self.tokenizer).__name__, digest)
+
+    def close(self) -> None:
+        """Give the model's memory back."""
+        self._opened = None
+        gc.collect()
+
+    def _open(self) -> tuple[Any, Any]:
+        if self._opened is None:
+            started = time.perf_counter()
+            model, tokenizer = self._opener(self.folder)
+            self._opened = model.to(self.device).eval(), tokenizer
+            self.dtype = model.dtype
+            self.load_seconds = time.perf_counter() - started
+        return self._opened

@@ -1,0 +1,68 @@
+"""The files that `llmc compare` writes on request: an HTML page, Markdown, plots."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+
+from llmc.comparing import Judged
+from llmc.errors import OutputError, UnsupportedError
+from llmc.eval import Comparison
+
+
+@dataclass(frozen=True)
+class Files:
+    """Where to write; None writes nothing.
+
+    Attributes:
+        report: the HTML page, markdown: the tables; files, which are replaced.
+        plots: a folder, made where it is missing.
+    """
+
+    report: str | None = None
+    markdown: str | None = None
+    plots: str | None = None
+
+    def check(self) -> None:
+        """Refuse, before the work, what could not be written after it.
+
+        Raises:
+            OutputError: no such folder, or a folder where a file should be.
+            UnsupportedError: plots without matplotlib.
+        """
+        for option, name in (("--report", self.report), ("--markdown", self.markdown)):
+            if name is None:
+                continue
+            path = Path(name)
+            if path.is_dir():
+                raise OutputError("it is a folder, not a file", where=f"{option} {name}")
+            if not path.absolute().parent.is_dir():
+                raise OutputError("its folder does not exist", where=f"{option} {name}", fix="make it first")
+        if self.plots is not None and Path(self.plots).exists() and not Path(self.plots).is_dir():
+            raise OutputError("it is not a folder", where=f"--plots {self.plots}")
+        if (self.report or self.plots) and find_spec("matplotlib") is None:
+            raise UnsupportedError("plots need matplotlib", where="--report", fix="pip install 'llmc[report]'")
+
+    def write(self, result: Judged) -> None:
+        """Write what was asked for, each file whole or not at all."""
+        comparison = result.report
+        if not isinstance(comparison, Comparison):
+            return
+        from llmc.eval.html import to_html
+        from llmc.eval.markdown import to_markdown
+        from llmc.eval.plots import save_plots
+
+        if self.report is not None:
+            title = f"{comparison.original.model}, compressed"
+            _replace(Path(self.report), to_html(comparison, title=title, gates=result.gates))
+        if self.markdown is not None:
+            _replace(Path(self.markdown), to_markdown(comparison, gates=result.gates))
+        if self.plots is not None:
+            save_plots(comparison, Path(self.plots))
+
+
+def _replace(path: Path, text: str) -> None:
+    partial = path.with_name(f"{path.name}.llmc-partial")
+    partial.write_text(text, encoding="utf-8")
+    partial.replace(path)

@@ -1,0 +1,13 @@
+"""For all tests: nothing is kept outside their own folders."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+
+@pytest.fixture(autouse=True, scope="session")
+def cache_of_its_own(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Evaluations of the command line keep what originals show in a folder of this run."""
+    os.environ["LLMC_CACHE"] = str(tmp_path_factory.mktemp("cache"))
