@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Any
 
+from llmc.eval.markdown import code, plain, row, rule
 from llmc.eval.metrics import WindowSums
 from llmc.eval.samples import Sample
 from llmc.eval.task_report import TaskReport
@@ -92,16 +93,17 @@ class EvalReport:
 
     def to_json(self) -> dict[str, Any]:
         """A JSON-ready dict; the keys are the attributes. A number too large for a float is null."""
-        plain: dict[str, Any] = {
+        document: dict[str, Any] = {
             key: _number(value) for key, value in vars(self).items() if key not in ("windows", "intervals")
         }
-        plain["intervals"] = {name: [_number(low), _number(high)] for name, (low, high) in self.intervals.items()}
-        plain["tokenizer"] = vars(self.tokenizer).copy()
-        plain["text"] = self.text and vars(self.text).copy()
-        plain["tasks"] = {task.name: task.to_json() for task in self.tasks}
-        plain["worst"] = [dict(place) for place in self.worst]
-        plain["samples"] = [vars(sample).copy() for sample in self.samples]
-        return plain
+        document["intervals"] = {name: [_number(low), _number(high)] for name, (low, high) in self.intervals.items()}
+        document["layer_error"] = {block: _number(value) for block, value in self.layer_error.items()}
+        document["tokenizer"] = vars(self.tokenizer).copy()
+        document["text"] = self.text and vars(self.text).copy()
+        document["tasks"] = {task.name: task.to_json() for task in self.tasks}
+        document["worst"] = [dict(place) for place in self.worst]
+        document["samples"] = [vars(sample).copy() for sample in self.samples]
+        return document
 
     def table_rows(self) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
         """Column headings and rows for people; the middle column is there when there is an original."""
@@ -128,7 +130,7 @@ class EvalReport:
     def table(self) -> Table:
         """The same as one value, titled with what was measured on."""
         columns, rows = self.table_rows()
-        return Table(self._conditions(), columns, tuple(rows))
+        return Table(self.conditions(), columns, tuple(rows))
 
     def tables(self) -> list[Table]:
         """The table, that of the tasks, and the greedy continuations of each prompt side by side."""
@@ -143,22 +145,23 @@ class EvalReport:
     def to_markdown(self) -> str:
         """A Markdown table, its conditions below it, and the samples."""
         columns, rows = self.table_rows()
-        lines = [_row(columns), _row(("---",) + ("---:",) * (len(columns) - 1)), *map(_row, rows)]
-        lines += ["", f"{self._conditions()}."]
+        lines = [row([*map(plain, columns)]), rule(len(columns)), *map(row, rows), "", f"{plain(self.conditions())}."]
         if self.text is not None and self.intervals:
             lines.append(f"Intervals: 95 %, paired bootstrap over {len(self.windows.tokens)} windows.")
         if self.tasks:
             table = self.task_table()
-            lines += ["", _row(table.columns), _row(("---",) + ("---:",) * (len(table.columns) - 2) + ("---",))]
-            lines += [*map(_row, table.rows), "", TASK_NOTE]
+            width = len(table.columns)
+            lines += ["", row([*map(plain, table.columns)]), rule(width, left=(0, width - 1))]
+            lines += [*(row([plain(cells[0]), *cells[1:]]) for cells in table.rows), "", TASK_NOTE]
         for sample in self.samples:
-            lines += ["", f"Greedy continuation of {_quoted(sample.prompt)}:", ""]
+            lines += ["", f"Greedy continuation of {code(sample.prompt)}:", ""]
             if sample.original is not None:
-                lines.append(f"- original: {_quoted(sample.original)}")
-            lines.append(f"- compressed: {_quoted(sample.compressed)}")
+                lines.append(f"- original: {code(sample.original)}")
+            lines.append(f"- compressed: {code(sample.compressed)}")
         return "\n".join(lines) + "\n"
 
-    def _conditions(self) -> str:
+    def conditions(self) -> str:
+        """What was measured on, and how, in one line."""
         how = f"tokenizer {self.tokenizer.name}, computed in {self.dtype}"
         if self.text is None:
             return how
@@ -181,12 +184,3 @@ def _figure(value: float | None) -> str:
 
 def _count(value: int | None) -> str:
     return UNRESOLVED if value is None else f"{value:,}"
-
-
-def _row(cells: tuple[str, ...]) -> str:
-    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
-
-
-def _quoted(text: str) -> str:
-    """On one line, so that a model's line breaks cannot end the list item."""
-    return "`" + " ".join(text.replace("`", "'").split()) + "`"
