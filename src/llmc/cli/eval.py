@@ -10,10 +10,10 @@ from typer import Option
 from llmc.cli.options import Against, Device, Folder
 from llmc.cli.output import Output
 
-Text = Annotated[str | None, Option("--text", metavar="FILE", help="Text to measure on.")]
+Text = Annotated[str | None, Option("--text", metavar="FILE", help="Text to measure on, a file or tiny:evaluation.")]
 Tasks = Annotated[
     list[str] | None,
-    Option("--task", metavar="FILE[,FILE]", help="Questions with their answers, as .jsonl; repeatable."),
+    Option("--task", metavar="FILE[,FILE]", help="Questions with answers, .jsonl or tiny:recall; repeatable."),
 ]
 Limit = Annotated[int | None, Option("--limit", metavar="N", help="Use the first N items of each task.")]
 ContextLength = Annotated[int | None, Option("--context", metavar="N", help="Tokens in one window.")]

@@ -25,6 +25,7 @@ from llmc.eval.task_judging import judge
 from llmc.eval.task_report import TaskReport, flip_figures, task_report
 from llmc.eval.tasks import Task, load_tasks
 from llmc.hub import resolve_model
+from llmc.recipe_paths import embedded_text
 from llmc.structure import silent
 
 if TYPE_CHECKING:
@@ -60,9 +61,9 @@ def evaluate(
 
     Args:
         folder: a model folder, or a Hub id.
-        text: UTF-8 file, tokenized whole and once, with the tokenizer's own special tokens.
+        text: UTF-8 file or `tiny:evaluation`, tokenized whole and once, with the tokenizer's own special tokens.
         against: the original, on the same tokens and items.
-        tasks: JSONL files; see `llmc.eval.tasks`.
+        tasks: JSONL files, or `tiny:recall` and its like; see `llmc.eval.tasks`.
         limit: use only the first items of each task.
         context, stride: window length and distance in tokens (see `llmc.eval.metrics`).
         max_tokens: use only the first tokens of the text.
@@ -77,7 +78,7 @@ def evaluate(
     _check_options(context, stride, max_tokens, device, dtype)
     if text is None and not tasks:
         raise UsageError("nothing to measure on", where="--text", fix="give --text FILE, --task FILE or both")
-    content = None if text is None else _read(Path(text))
+    content = None if text is None else embedded_text(str(text)) or _read(Path(text))
     loaded = load_tasks(tasks, limit)
     models = [folder] if against is None else [folder, against]
     subjects = _open(models, opener or partial(open_model, dtype=DTYPES[dtype]), device, progress or silent)
