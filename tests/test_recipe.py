@@ -18,6 +18,7 @@ from llmc.calibration.data import CalibrationOptions
 from llmc.compressors import METHODS
 from llmc.compressors.gptq import Gptq
 from llmc.compressors.rtn import Rtn
+from llmc.errors import RecipeError
 from llmc.recipe import (
     EvalOptions,
     PushOptions,
@@ -324,6 +325,20 @@ def test_embedded_names(tmp_path: Path) -> None:
     assert resolve_text("user/data", tmp_path) == "user/data"
     assert Path(resolve_text("tiny:evaluation", tmp_path)) == tmp_path / "evaluation.txt"
     assert (tmp_path / "evaluation.txt").stat().st_size > 10_000
+
+
+def test_gates_on_tasks_of_the_embedded_world(tmp_path: Path) -> None:
+    file = tmp_path / "r.yaml"
+    known = "model: tiny\nstages: [{method: rtn}]\neval: {tasks: [tiny:recall, tiny:copy]}\n"
+    file.write_text(f"{known}gates: [task.recall >= 0.95 * original, task.copy > 0.5]\n")
+    recipe = load_recipe(str(file))
+    assert recipe.eval and recipe.eval.tasks == ("tiny:recall", "tiny:copy")
+    assert to_dict(recipe)["eval"]["tasks"] == ["tiny:recall", "tiny:copy"]
+    file.write_text(f"{known}gates: [task.recal > 0.5]\n")
+    with pytest.raises(RecipeError) as refused:
+        load_recipe(str(file))
+    assert refused.value.message == "gate 'task.recal > 0.5': no task 'recal' is evaluated"
+    assert refused.value.fix == "did you mean 'recall'?"
 
 
 def test_method_table() -> None:

@@ -9,7 +9,10 @@ from typing import Any
 import pytest
 
 from llmc.errors import InputError, LlmcError, RecipeError, StorageError, UsageError
-from llmc.recipe import from_dict, from_options, load_recipe, method_table, resolve_text
+from llmc.eval import evaluate
+from llmc.eval.tasks import load_tasks
+from llmc.pipeline import run
+from llmc.recipe import EvalOptions, from_dict, from_options, load_recipe, method_table, resolve_text
 
 KEYS = (
     "model, stages, out, revision, calibration, formats, seed, device, compute_dtype, max_memory, allow_nonfinite, "
@@ -292,3 +295,19 @@ def test_unknown_names_elsewhere(tmp_path: Path) -> None:
     assert line_of(UsageError, method_table, "gtpq") == "unknown method 'gtpq'; did you mean 'gptq'?"
     found = line_of(InputError, resolve_text, "tiny:eval", tmp_path)
     assert found == "unknown embedded text 'tiny:eval'; did you mean 'tiny:evaluation'?"
+    found = line_of(UsageError, load_tasks, ["tiny:recal"])
+    assert found == "unknown embedded task 'tiny:recal'; did you mean 'tiny:recall'?"
+    found = line_of(UsageError, evaluate, "m", text="tiny:evalution")
+    assert found == "unknown embedded text 'tiny:evalution'; did you mean 'tiny:evaluation'?"
+
+
+def test_an_unknown_embedded_task_of_a_recipe_file(tmp_path: Path) -> None:
+    """The name stays what it was: it is not taken for a file beside the recipe."""
+    file = tmp_path / "r.yaml"
+    file.write_text(
+        "model: tiny\nstages: [{method: rtn}]\neval: {text: tiny:evalation, tasks: [tiny:story, tiny:histry]}\n"
+    )
+    assert load_recipe(str(file)).eval == EvalOptions("tiny:evalation", ("tiny:story", "tiny:histry"))
+    assert line_of(UsageError, run, str(file), dry_run=True) == (
+        "unknown embedded task 'tiny:histry'; did you mean 'tiny:story'?"
+    )

@@ -5,11 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from llmc.embedded import write_tasks
 from llmc.errors import LlmcError
 from llmc.eval.tasks import Item, load_task, load_tasks
 
@@ -45,6 +47,21 @@ def test_shapes(tmp_path: Path, row: dict[str, Any], shape: str, item: Item) -> 
     assert (task.name, task.shape, task.items) == ("t", shape, (item,))
     assert task.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
     assert task.where(item) == f"{path}:1"
+
+
+def test_questions_of_the_embedded_world_are_tasks(tmp_path: Path) -> None:
+    """By name they are the same as from their files, but for where they say they come from."""
+    files = write_tasks(tmp_path)
+    assert set(files) == {"recall", "in_context", "copy", "multi_hop", "story"}
+    for name, path in files.items():
+        task = load_task(f"tiny:{name}")
+        assert replace(task, path=str(path)) == load_task(path)
+        assert (task.name, task.shape, task.chance) == (name, "multiple_choice", 0.25)
+        assert len(task.items) == (420 if name == "recall" else 400)
+        assert task.where(task.items[0]) == f"tiny:{name}:1"
+    with pytest.raises(LlmcError) as refused:
+        load_tasks(["tiny:copy", files["copy"]])
+    assert refused.value.message == "there is a task 'copy' already, tiny:copy"
 
 
 def test_blank_lines_byte_order_mark_and_windows_line_ends(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from llmc.eval.evaluation import beside
 from llmc.eval.sizes import folder_sizes
 from llmc.gates import GateResult, check_gate, check_gates, check_measured, gates_failure, gates_table, task_name
 from llmc.hub import resolve_model
+from llmc.recipe_paths import resolve_model as embedded_or_id
 from llmc.structure import Progress, Table
 
 
@@ -111,7 +112,7 @@ def _controls(
 ) -> dict[str, str]:
     """Folder of a control -> the model whose size it has. Each is called after that and its bytes."""
     made: dict[str, str] = {}
-    controls = Controls(resolve_model(str(against), progress=progress))
+    controls = Controls(resolve_model(embedded_or_id(str(against)), progress=progress))
     for i, folder in enumerate(folders):
         local = resolve_model(str(folder), progress=progress)
         out = place / str(i) / f"rtn at the bytes of {local.resolve().name}"

@@ -144,8 +144,8 @@ def parse_gate(text: str) -> Gate:
 
 
 def task_name(path: str | Path) -> str:
-    """What gates and reports call the task in a file: its name without folder and ending."""
-    return Path(path).name.removesuffix(".jsonl")
+    """What gates and reports call a task: the name of its file without folder and ending, `recall` of `tiny:recall`."""
+    return Path(path).name.removeprefix("tiny:").removesuffix(".jsonl")
 
 
 def check_gate(text: str) -> None:

@@ -6,14 +6,20 @@ import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from llmc.calibration.data import FILE_SUFFIXES
-from llmc.errors import RecipeError
+from llmc.embedded import CHARACTERS, ITEMS, task_bytes, text_bytes
+from llmc.errors import UsageError
 from llmc.recipe_yaml import Node, put
 from llmc.registry import suggest
 
+if TYPE_CHECKING:
+    from llmc.embedded.world import Kind, Split
+
 EMBEDDED_MODEL = "tiny"
-EMBEDDED_TEXTS = {"tiny:calibration": "calibration", "tiny:evaluation": "evaluation"}
+EMBEDDED_TEXTS: dict[str, Split] = {f"{EMBEDDED_MODEL}:{name}": name for name in CHARACTERS}
+EMBEDDED_TASKS: dict[str, Kind] = {f"{EMBEDDED_MODEL}:{name}": name for name in ITEMS}
 PATHS = ("model", "out", "calibration.source", "eval.text", "eval.tasks")
 
 
@@ -37,15 +43,44 @@ def resolve_text(source: str, folder: Path) -> str:
     """The file or data set behind a text; a text of the embedded world is written into `folder` first.
 
     Raises:
-        RecipeError: the embedded world has no such text.
+        UsageError: the embedded world has no such text.
     """
-    if not source.startswith(f"{EMBEDDED_MODEL}:"):
+    content = embedded_text(source)
+    if content is None:
         return source
-    if source not in EMBEDDED_TEXTS:
-        raise RecipeError(f"unknown embedded text {source!r}", fix=suggest(source, list(EMBEDDED_TEXTS)))
-    from llmc.embedded import write_texts
+    path = folder / f"{EMBEDDED_TEXTS[source]}.txt"
+    path.write_bytes(content)
+    return str(path)
 
-    return str(write_texts(folder)[EMBEDDED_TEXTS[source]])
+
+def embedded_text(source: str) -> bytes | None:
+    """The text of the embedded world that is called so; None of anything else.
+
+    Raises:
+        UsageError: the embedded world has no such text.
+    """
+    if not _is_embedded(source):
+        return None
+    if source not in EMBEDDED_TEXTS:
+        raise UsageError(f"unknown embedded text {source!r}", fix=suggest(source, list(EMBEDDED_TEXTS)))
+    return text_bytes(EMBEDDED_TEXTS[source])
+
+
+def embedded_task(source: str) -> bytes | None:
+    """The task file of the embedded world that is called so; None of anything else.
+
+    Raises:
+        UsageError: the embedded world has no such task.
+    """
+    if not _is_embedded(source):
+        return None
+    if source not in EMBEDDED_TASKS:
+        raise UsageError(f"unknown embedded task {source!r}", fix=suggest(source, list(EMBEDDED_TASKS)))
+    return task_bytes(EMBEDDED_TASKS[source])
+
+
+def _is_embedded(source: str) -> bool:
+    return source.startswith(f"{EMBEDDED_MODEL}:")
 
 
 def _anchored(tree: Node, keys: Sequence[str], folder: str) -> Node:
@@ -60,7 +95,7 @@ def _anchored(tree: Node, keys: Sequence[str], folder: str) -> Node:
 
 def _from(folder: str, node: Node, key: str) -> Node:
     """The path relative to `folder`; what is not a path stays."""
-    if not isinstance(node.value, str) or node.value == EMBEDDED_MODEL or node.value in EMBEDDED_TEXTS:
+    if not isinstance(node.value, str) or node.value == EMBEDDED_MODEL or _is_embedded(node.value):
         return node
     path = os.path.join(folder, os.path.expanduser(node.value))
     may_be_id = key in ("model", "source") and Path(path).suffix.lower() not in FILE_SUFFIXES
@@ -71,7 +106,7 @@ def _from(folder: str, node: Node, key: str) -> Node:
 
 def public(source: str) -> str:
     """Of a path its last name; ids of the Hub and names of the embedded world stay."""
-    if source == EMBEDDED_MODEL or source in EMBEDDED_TEXTS:
+    if source == EMBEDDED_MODEL or source in EMBEDDED_TEXTS or source in EMBEDDED_TASKS:
         return source
     is_id = (
         re.fullmatch(r"\w[\w.-]*(/[\w.-]+)?(:[\w.-]+)?", source) and Path(source).suffix.lower() not in FILE_SUFFIXES

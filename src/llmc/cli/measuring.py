@@ -17,10 +17,10 @@ from llmc.errors import UsageError
 class Measuring:
     """As the command line gives them."""
 
-    text: Annotated[str | None, Option("--text", metavar="FILE", help="Text to measure on.")] = None
+    text: Annotated[str | None, Option("--text", metavar="FILE", help="Text to measure on, a file or tiny:evaluation.")] = None
     task: Annotated[
         list[str] | None,
-        Option("--task", metavar="FILE[,FILE]", help="Questions with their answers, as .jsonl; repeatable."),
+        Option("--task", metavar="FILE[,FILE]", help="Questions with answers, .jsonl or tiny:recall; repeatable."),
     ] = None
     limit: Annotated[int | None, Option("--limit", metavar="N", help="Use the first N items of each task.")] = None
     context: Annotated[int | None, Option("--context", metavar="N", help="Tokens in one window.")] = None

@@ -15,6 +15,7 @@ from llmc.errors import CalibrationError, InputError, UsageError
 from llmc.eval.loading import position_limit, quiet
 from llmc.eval.report import Source
 from llmc.eval.tasks import Task, load_tasks
+from llmc.recipe_paths import embedded_text
 
 if TYPE_CHECKING:
     from llmc.eval.subject import Subject
@@ -69,7 +70,7 @@ def read_conditions(
         raise UsageError("nothing to measure on", where="--text", fix="give --text FILE, --task FILE or both")
     if bits_per_byte and text is None:
         raise UsageError("bits per byte need a text", where="--bits-per-byte", fix="give --text FILE")
-    content = None if text is None else _read(Path(text))
+    content = None if text is None else embedded_text(str(text)) or _read(Path(text))
     source = None if content is None else Source(Path(str(text)).name, hashlib.sha256(content).hexdigest())
     words = None if content is None else _decoded(content, Path(str(text)))
     loaded = tuple(load_tasks(tasks, limit))

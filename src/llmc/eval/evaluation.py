@@ -69,9 +69,9 @@ def evaluate(
 
     Args:
         folder: a model folder, or a Hub id.
-        text: UTF-8 file, tokenized whole and once, with the tokenizer's own special tokens.
+        text: UTF-8 file or `tiny:evaluation`, tokenized whole and once, with the tokenizer's own special tokens.
         against: the original, on the same tokens and items.
-        tasks: JSONL files; see `llmc.eval.tasks`.
+        tasks: JSONL files, or `tiny:recall` and its like; see `llmc.eval.tasks`.
         limit: use only the first items of each task.
         context, stride: window length and distance in tokens (see `llmc.eval.metrics`).
         max_tokens: use only the first tokens of the text.

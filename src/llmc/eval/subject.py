@@ -16,6 +16,7 @@ from llmc.eval.loading import check_config, open_model, open_tokenizer
 from llmc.eval.report import Source
 from llmc.eval.sizes import Sizes, folder_sizes
 from llmc.hub import resolve_model
+from llmc.recipe_paths import resolve_model as embedded_or_id
 from llmc.structure import Progress
 
 Opener = Callable[[Path], tuple[Any, Any]]
@@ -38,8 +39,9 @@ class Subject:
     def __init__(
         self, model: str | Path, opener: Opener | None, device: str, dtype: torch.dtype, progress: Progress
     ) -> None:
-        self.folder = resolve_model(str(model), progress=progress)
-        self.name = self.folder.resolve().name if Path(model).exists() else str(model)
+        named = embedded_or_id(str(model))
+        self.folder = resolve_model(named, progress=progress)
+        self.name = self.folder.resolve().name if Path(named).exists() else str(model)
         self.label = self.name
         check_config(self.folder)
         self.sizes: Sizes = folder_sizes(self.folder)

@@ -22,6 +22,7 @@ from typing import Any
 
 from llmc.errors import CalibrationError, UsageError
 from llmc.gates import task_name
+from llmc.recipe_paths import embedded_task
 from llmc.registry import suggest
 
 SHAPES: dict[str, tuple[tuple[str, ...], ...]] = {
@@ -60,7 +61,7 @@ class Item:
 
 @dataclass(frozen=True)
 class Task:
-    """The items of one file; `path` is for messages, reports name the file only."""
+    """The items of one file or one kind of question; `path` is for messages, reports name the file only."""
 
     name: str
     shape: str
@@ -94,16 +95,16 @@ def load_task(path: str | Path, limit: int | None = None) -> Task:
     """Read one task.
 
     Args:
-        path: a JSONL file in UTF-8; blank lines are skipped.
+        path: a JSONL file in UTF-8, blank lines are skipped; or a task of the embedded world, as `tiny:recall`.
         limit: keep only the first items. All lines are checked all the same.
 
     Raises:
         CalibrationError: no such file, or a wrong line, named with its number.
-        UsageError: a limit below 1.
+        UsageError: the embedded world has no such task, or a limit below 1.
     """
     if limit is not None and limit < 1:
         raise UsageError(f"limit {limit} leaves no item", where="--limit", fix="use 1 or more")
-    content = _read(Path(path))
+    content = embedded_task(str(path)) or _read(Path(path))
     shape, first, items = "", 0, []
     for number, line in enumerate(content.removeprefix(codecs.BOM_UTF8).split(b"\n"), 1):
         if not line.strip():
