@@ -7,7 +7,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from llmc.calibration.data import FILE_SUFFIXES
+from llmc.calibration.data_sets import FILE_SUFFIXES, parse_data_set
 from llmc.errors import RecipeError
 from llmc.recipe_yaml import Node, put
 from llmc.registry import suggest
@@ -63,8 +63,9 @@ def _from(folder: str, node: Node, key: str) -> Node:
     if not isinstance(node.value, str) or node.value == EMBEDDED_MODEL or node.value in EMBEDDED_TEXTS:
         return node
     path = os.path.join(folder, os.path.expanduser(node.value))
-    may_be_id = key in ("model", "source") and Path(path).suffix.lower() not in FILE_SUFFIXES
-    if may_be_id and not os.path.exists(path) and not node.value.startswith((".", "~")):
+    may_be_id = key in ("model", "source", "tasks") and Path(path).suffix.lower() not in FILE_SUFFIXES
+    held = parse_data_set(path).name if key == "tasks" else path
+    if may_be_id and not os.path.exists(held) and not node.value.startswith((".", "~")):
         return node
     return Node(path, node.where)
 
@@ -74,6 +75,7 @@ def public(source: str) -> str:
     if source == EMBEDDED_MODEL or source in EMBEDDED_TEXTS:
         return source
     is_id = (
-        re.fullmatch(r"\w[\w.-]*(/[\w.-]+)?(:[\w.-]+)?", source) and Path(source).suffix.lower() not in FILE_SUFFIXES
+        re.fullmatch(r"\w[\w.-]*(/[\w.-]+)?(:[\w.-]+)?(@[\w.-]+)?", source)
+        and Path(source).suffix.lower() not in FILE_SUFFIXES
     )
     return source if is_id and not Path(source).exists() else os.path.basename(os.path.abspath(source))

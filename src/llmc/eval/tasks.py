@@ -1,13 +1,14 @@
-"""Tasks: questions with a known answer, read from JSONL files.
+"""Tasks: questions with a known answer, read from JSONL and parquet files and from data sets.
 
-The keys of its lines say which of four shapes a file has:
+The keys of its lines, or columns, say which of four shapes a task has:
 
     {"query", "choices", "gold"}                 multiple_choice   which choice goes on best after the query
     {"context_options", "continuation", "gold"}  partial_scoring   after which context the continuation is likeliest
     {"context", "continuation"}                  cloze             is the continuation what the model would say
     {"question" or "query", "answer" or "answers"}  short_answer   does the model's own text equal an answer
 
-A file is read whole and refused at its first line that is wrong: a task of which half was skipped measures nothing.
+A task is read whole and refused at its first line that is wrong: one of which half was skipped measures nothing. What
+people write has just these keys; the tables of others may have more columns, as long as they fit one shape only.
 """
 
 from __future__ import annotations
@@ -15,12 +16,13 @@ from __future__ import annotations
 import codecs
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from llmc.errors import CalibrationError, UsageError
+from llmc.eval.task_sources import KINDS, is_table, table_rows
 from llmc.gates import task_name
 from llmc.registry import suggest
 
@@ -30,7 +32,7 @@ SHAPES: dict[str, tuple[tuple[str, ...], ...]] = {
     "cloze": (("context",), ("continuation",)),
     "short_answer": (("question", "query"), ("answer", "answers")),
 }
-"""Keys of each shape, each with its other spellings; all are required and no others are allowed."""
+"""Keys of each shape, each with its other spellings; all are required and, in a JSONL file, no others are allowed."""
 
 METRICS = {
     "multiple_choice": ("acc_norm", "acc"),
@@ -46,7 +48,7 @@ class Item:
     """One question.
 
     Attributes:
-        line: of the file, from 1.
+        line: of the file, or row of the table, from 1.
         pairs: contexts and continuations whose likelihoods decide, `gold` being the right one; of a short answer the
             question alone.
         answers: of a short answer, all that count as right.
@@ -60,16 +62,22 @@ class Item:
 
 @dataclass(frozen=True)
 class Task:
-    """The items of one file; `path` is for messages, reports name the file only."""
+    """The items of one file or data set; `path` is for messages, reports name the file only.
+
+    Attributes:
+        sha256: of the JSONL file; of a table, of its items as JSON lines with sorted keys and no blanks.
+        unit: what a message puts before the number of an item.
+    """
 
     name: str
     shape: str
     items: tuple[Item, ...]
     path: str
     sha256: str
+    unit: str = ""
 
     def where(self, item: Item) -> str:
-        return f"{self.path}:{item.line}"
+        return f"{self.path}:{self.unit}{item.line}"
 
     @property
     def chance(self) -> float | None:
@@ -94,22 +102,22 @@ def load_task(path: str | Path, limit: int | None = None) -> Task:
     """Read one task.
 
     Args:
-        path: a JSONL file in UTF-8; blank lines are skipped.
-        limit: keep only the first items. All lines are checked all the same.
+        path: a JSONL file in UTF-8, of which blank lines are skipped; a .parquet file; a data set of the Hub or in a
+            local folder, `name[:configuration][@split]`. Without a split, `test` or the only one.
+        limit: keep only the first items. All are checked all the same.
 
     Raises:
-        CalibrationError: no such file, or a wrong line, named with its number.
-        UsageError: a limit below 1.
+        CalibrationError: no such file or data set, or a wrong line, named with its number.
+        UsageError: a limit below 1. NetworkError: the Hub cannot be reached.
     """
     if limit is not None and limit < 1:
         raise UsageError(f"limit {limit} leaves no item", where="--limit", fix="use 1 or more")
+    if is_table(path):
+        return _load_table(str(path), limit)
     content = _read(Path(path))
     shape, first, items = "", 0, []
-    for number, line in enumerate(content.removeprefix(codecs.BOM_UTF8).split(b"\n"), 1):
-        if not line.strip():
-            continue
+    for number, row in _rows(content, str(path)):
         where = f"{path}:{number}"
-        row = _row(line, where)
         found = _shape_of(row, where)
         if shape and found != shape:
             problem = f"an item of {_words(found)} in a file whose line {first} is one of {_words(shape)}"
@@ -121,12 +129,56 @@ def load_task(path: str | Path, limit: int | None = None) -> Task:
     return Task(task_name(path), shape, tuple(items[:limit]), str(path), hashlib.sha256(content).hexdigest())
 
 
+def _load_table(source: str, limit: int | None) -> Task:
+    """A task whose rows all have the columns of the first."""
+    shape, items, digest = "", [], hashlib.sha256()
+    keys: tuple[str, ...] = ()
+    for number, row in enumerate(table_rows(source), 1):
+        if not shape:
+            shape, keys = _shape_of_columns(list(row), source)
+        where = f"{source}:row {number}"
+        item = {key: row.get(key) for key in keys}
+        items.append(_item(item, shape, number, where))
+        line = json.dumps(item, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
+        digest.update(f"{line}\n".encode())
+    if not items:
+        raise CalibrationError("holds no items", where=source, fix="choose another split or file")
+    return Task(task_name(source), shape, tuple(items[:limit]), source, digest.hexdigest(), "row ")
+
+
+def _shape_of_columns(columns: Sequence[str], where: str) -> tuple[str, tuple[str, ...]]:
+    """The one shape that `columns` have all keys of, and those keys in their spelling here."""
+    fitting = {
+        shape: [[name for name in names if name in columns] for names in keys]
+        for shape, keys in SHAPES.items()
+        if all(any(name in columns for name in names) for names in keys)
+    }
+    if not fitting:
+        problem = f"no shape of task has these columns: {', '.join(columns)}"
+        raise CalibrationError(problem, where=where, fix=_shapes())
+    by_hand = f"save the columns that are meant as {KINDS}"
+    if len(fitting) > 1:
+        problem = f"its columns are those of {' and of '.join(map(_words, fitting))}"
+        raise CalibrationError(problem, where=where, fix=by_hand)
+    shape, spellings = next(iter(fitting.items()))
+    twice = next((names for names in spellings if len(names) > 1), None)
+    if twice:
+        raise CalibrationError(f"it has both {twice[0]!r} and {twice[1]!r}", where=where, fix=by_hand)
+    return shape, tuple(names[0] for names in spellings)
+
+
+def _rows(content: bytes, path: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Number and object of each line that is not blank."""
+    for number, line in enumerate(content.removeprefix(codecs.BOM_UTF8).split(b"\n"), 1):
+        if line.strip():
+            yield number, _row(line, f"{path}:{number}")
+
+
 def _read(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except FileNotFoundError as error:
-        fix = "give a .jsonl file; a data set of the Hub has to be saved as one first"
-        raise CalibrationError("no such file", where=str(path), fix=fix) from error
+        raise CalibrationError("no such file", where=str(path), fix=f"give {KINDS} or a data set id") from error
     except OSError as error:
         raise CalibrationError(f"cannot read the task: {error.strerror}", where=str(path)) from error
 
@@ -230,7 +282,8 @@ def _gold(row: Mapping[str, Any], key: str, where: str) -> int:
 
 def _kind(value: Any) -> str:
     names = {"dict": "an object", "list": "a list", "str": "text"}
-    return names.get(type(value).__name__) or json.dumps(value)
+    plain = value is None or isinstance(value, int | float)
+    return names.get(type(value).__name__) or (json.dumps(value) if plain else f"a {type(value).__name__}")
 
 
 def _words(shape: str) -> str:
