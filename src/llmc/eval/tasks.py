@@ -13,15 +13,15 @@ people write has just these keys; the tables of others may have more columns, as
 
 from __future__ import annotations
 
-import codecs
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from llmc.errors import CalibrationError, UsageError
+from llmc.eval.json_lines import json_rows, kind_of, read_lines, text_of, texts_of
 from llmc.eval.task_sources import KINDS, is_table, table_rows
 from llmc.gates import task_name
 from llmc.registry import suggest
@@ -114,9 +114,9 @@ def load_task(path: str | Path, limit: int | None = None) -> Task:
         raise UsageError(f"limit {limit} leaves no item", where="--limit", fix="use 1 or more")
     if is_table(path):
         return _load_table(str(path), limit)
-    content = _read(Path(path))
+    content = read_lines(path)
     shape, first, items = "", 0, []
-    for number, row in _rows(content, str(path)):
+    for number, row in json_rows(content, str(path), expected=_shapes()):
         where = f"{path}:{number}"
         found = _shape_of(row, where)
         if shape and found != shape:
@@ -167,46 +167,6 @@ def _shape_of_columns(columns: Sequence[str], where: str) -> tuple[str, tuple[st
     return shape, tuple(names[0] for names in spellings)
 
 
-def _rows(content: bytes, path: str) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Number and object of each line that is not blank."""
-    for number, line in enumerate(content.removeprefix(codecs.BOM_UTF8).split(b"\n"), 1):
-        if line.strip():
-            yield number, _row(line, f"{path}:{number}")
-
-
-def _read(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except FileNotFoundError as error:
-        raise CalibrationError("no such file", where=str(path), fix=f"give {KINDS} or a data set id") from error
-    except OSError as error:
-        raise CalibrationError(f"cannot read the task: {error.strerror}", where=str(path)) from error
-
-
-def _row(line: bytes, where: str) -> dict[str, Any]:
-    """The object in a line, with keys that stand once and texts that are Unicode."""
-    try:
-        text = line.decode()
-        row = json.loads(text, object_pairs_hook=_unique)
-    except UnicodeDecodeError as error:
-        problem = f"not UTF-8 at byte {error.start} of the line"
-        raise CalibrationError(problem, where=where, fix="convert the file to UTF-8") from error
-    except (ValueError, RecursionError) as error:
-        reason = f"{error.msg}, column {error.colno}" if isinstance(error, json.JSONDecodeError) else str(error)
-        raise CalibrationError(f"not JSON ({reason})", where=where, fix="every line must be one object") from error
-    if not isinstance(row, dict):
-        raise CalibrationError(f"a JSON {type(row).__name__}, not an object", where=where, fix=_shapes())
-    return row
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    row = dict(pairs)
-    if len(row) < len(pairs):
-        twice = next(key for i, (key, _) in enumerate(pairs) if key in dict(pairs[:i]))
-        raise ValueError(f"key {twice!r} is given twice")
-    return row
-
-
 def _shape_of(row: Mapping[str, Any], where: str) -> str:
     """The shape that has just these keys; an error speaks of the one that comes nearest."""
 
@@ -235,55 +195,27 @@ def _shape_of(row: Mapping[str, Any], where: str) -> str:
 
 def _item(row: Mapping[str, Any], shape: str, line: int, where: str) -> Item:
     if shape == "multiple_choice":
-        query, choices = _text(row, "query", where, empty=True), _texts(row, "choices", where, least=2)
+        query, choices = text_of(row, "query", where, empty=True), texts_of(row, "choices", where, least=2)
         return Item(line, tuple((query, choice) for choice in choices), _gold(row, "choices", where))
     if shape == "partial_scoring":
-        contexts, end = _texts(row, "context_options", where, least=2), _text(row, "continuation", where)
+        contexts, end = texts_of(row, "context_options", where, least=2), text_of(row, "continuation", where)
         return Item(line, tuple((context, end) for context in contexts), _gold(row, "context_options", where))
     if shape == "cloze":
-        return Item(line, ((_text(row, "context", where, empty=True), _text(row, "continuation", where)),))
-    question = _text(row, "question" if "question" in row else "query", where)
-    answers = _texts(row, "answers", where) if "answers" in row else (_text(row, "answer", where),)
+        return Item(line, ((text_of(row, "context", where, empty=True), text_of(row, "continuation", where)),))
+    question = text_of(row, "question" if "question" in row else "query", where)
+    answers = texts_of(row, "answers", where) if "answers" in row else (text_of(row, "answer", where),)
     return Item(line, ((question, ""),), answers=answers)
-
-
-def _text(row: Mapping[str, Any], key: str, where: str, *, empty: bool = False) -> str:
-    return _checked(row[key], repr(key), where, empty)
-
-
-def _texts(row: Mapping[str, Any], key: str, where: str, *, least: int = 1) -> tuple[str, ...]:
-    value = row[key]
-    if not isinstance(value, list) or len(value) < least:
-        kind = f"a list of {len(value)}" if isinstance(value, list) else _kind(value)
-        raise CalibrationError(f"{key!r} must be a list of {least} texts or more, not {kind}", where=where)
-    return tuple(_checked(text, f"{key!r}[{i}]", where, False) for i, text in enumerate(value))
-
-
-def _checked(value: Any, name: str, where: str, empty: bool) -> str:
-    if not isinstance(value, str):
-        raise CalibrationError(f"{name} must be text, not {_kind(value)}", where=where)
-    if not value.strip() and not empty:
-        raise CalibrationError(f"{name} is empty", where=where)
-    if any("\ud800" <= c <= "\udfff" for c in value):
-        raise CalibrationError(f"{name} is not valid Unicode (a lone surrogate)", where=where, fix="repair this text")
-    return value
 
 
 def _gold(row: Mapping[str, Any], key: str, where: str) -> int:
     gold, count = row["gold"], len(row[key])
     if not isinstance(gold, int) or isinstance(gold, bool):
-        raise CalibrationError(f"'gold' must be a whole number, not {_kind(gold)}", where=where)
+        raise CalibrationError(f"'gold' must be a whole number, not {kind_of(gold)}", where=where)
     if not 0 <= gold < count:
         raise CalibrationError(
             f"'gold' is {gold}, and there are {count} {key}", where=where, fix=f"count from 0 to {count - 1}"
         )
     return gold
-
-
-def _kind(value: Any) -> str:
-    names = {"dict": "an object", "list": "a list", "str": "text"}
-    plain = value is None or isinstance(value, int | float)
-    return names.get(type(value).__name__) or (json.dumps(value) if plain else f"a {type(value).__name__}")
 
 
 def _words(shape: str) -> str:
