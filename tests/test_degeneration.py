@@ -143,7 +143,7 @@ def test_prompts_are_the_heads_of_equal_parts(model: Any, monkeypatch: pytest.Mo
         ({"new_tokens": 124}, "prompts of 5 tokens and 124 new ones exceed the model's 128 positions; use fewer"),
     ],
 )
-def test_what_cannot_be_continued(model: Any, options: dict[str, int], line: str) -> None:
+def test_what_cannot_be_continued(model: Any, options: dict[str, Any], line: str) -> None:
     with pytest.raises(LlmcError) as caught:
         degeneration(model, ids(160), **{"prompt_tokens": 5, **options})
     assert str(caught.value) == line
