@@ -169,10 +169,10 @@ def test_empty_files(tmp_path: Path, content: bytes) -> None:
 
 
 def test_files_that_cannot_be_read(tmp_path: Path) -> None:
-    fix = "give a .jsonl file; a data set of the Hub has to be saved as one first"
+    fix = "give a .jsonl or .parquet file or a data set id"
     assert line_of(tmp_path / "none.jsonl") == f"none.jsonl: no such file; {fix}"
     (tmp_path / "d.jsonl").mkdir()
-    assert line_of(tmp_path / "d.jsonl") == "d.jsonl: cannot read the task: Is a directory"
+    assert line_of(tmp_path / "d.jsonl") == "d.jsonl: a folder that holds no data set; give a .jsonl or .parquet file"
 
 
 def test_two_tasks_of_one_name(tmp_path: Path) -> None:

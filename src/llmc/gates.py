@@ -144,8 +144,17 @@ def parse_gate(text: str) -> Gate:
 
 
 def task_name(path: str | Path) -> str:
-    """What gates and reports call a task: the name of its file without folder and ending, `recall` of `tiny:recall`."""
-    return Path(path).name.removeprefix("tiny:").removesuffix(".jsonl")
+    """What gates and reports call a task: the name of its file without folder and ending, `recall` of `tiny:recall`, or
+    that of its data set, where `-` stands for the marks before configuration and split.
+
+    >>> task_name("tasks/arc.jsonl"), task_name("allenai/ai2_arc:ARC-Easy@test")
+    ('arc', 'ai2_arc-ARC-Easy-test')
+    """
+    name = Path(path).name.removeprefix("tiny:")
+    for ending in (".jsonl", ".parquet"):
+        if name.endswith(ending):
+            return name.removesuffix(ending)
+    return re.sub("[:@]", "-", name)
 
 
 def check_gate(text: str) -> None:

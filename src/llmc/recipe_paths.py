@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from llmc.calibration.data import FILE_SUFFIXES
+from llmc.calibration.data_sets import FILE_SUFFIXES, parse_data_set
 from llmc.embedded import CHARACTERS, ITEMS, task_bytes, text_bytes
 from llmc.errors import UsageError
 from llmc.recipe_yaml import Node, put
@@ -98,8 +98,9 @@ def _from(folder: str, node: Node, key: str) -> Node:
     if not isinstance(node.value, str) or node.value == EMBEDDED_MODEL or _is_embedded(node.value):
         return node
     path = os.path.join(folder, os.path.expanduser(node.value))
-    may_be_id = key in ("model", "source") and Path(path).suffix.lower() not in FILE_SUFFIXES
-    if may_be_id and not os.path.exists(path) and not node.value.startswith((".", "~")):
+    may_be_id = key in ("model", "source", "tasks") and Path(path).suffix.lower() not in FILE_SUFFIXES
+    held = parse_data_set(path).name if key == "tasks" else path
+    if may_be_id and not os.path.exists(held) and not node.value.startswith((".", "~")):
         return node
     return Node(path, node.where)
 
@@ -109,6 +110,7 @@ def public(source: str) -> str:
     if source == EMBEDDED_MODEL or source in EMBEDDED_TEXTS or source in EMBEDDED_TASKS:
         return source
     is_id = (
-        re.fullmatch(r"\w[\w.-]*(/[\w.-]+)?(:[\w.-]+)?", source) and Path(source).suffix.lower() not in FILE_SUFFIXES
+        re.fullmatch(r"\w[\w.-]*(/[\w.-]+)?(:[\w.-]+)?(@[\w.-]+)?", source)
+        and Path(source).suffix.lower() not in FILE_SUFFIXES
     )
     return source if is_id and not Path(source).exists() else os.path.basename(os.path.abspath(source))

@@ -19,20 +19,19 @@ from array import array
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import torch
 
-from llmc.errors import CalibrationError, NetworkError, StorageError, UsageError
+from llmc.calibration.data_sets import FILE_SUFFIXES, DataSetName, data_set_rows
+from llmc.errors import CalibrationError, StorageError, UsageError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 CANDIDATES_PER_SAMPLE = 4
-FILE_SUFFIXES = (".txt", ".jsonl", ".parquet")
 FILE_KINDS = ".txt, .jsonl or .parquet"
 PIECE = 1 << 17  # characters handed to the tokenizer at once
-HUB_TIMEOUT = 10.0  # seconds
 
 Row = tuple[str, object]  # where it stands ("file:line"), what it holds
 
@@ -332,32 +331,7 @@ def _cell(row: dict[str, Any], options: CalibrationOptions, where: str) -> objec
 
 def _dataset_rows(options: CalibrationOptions) -> Iterator[Row]:
     """Rows of a data set of the Hub, streamed: only what is needed is read."""
-    from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, RepositoryNotFoundError
-
-    client = cast("type[Exception]", HfHubHTTPError.__mro__[1])  # the HTTP client's base error, whichever is installed
     name, _, configuration = options.source.partition(":")
-    try:
-        HfApi().dataset_info(name, timeout=HUB_TIMEOUT)  # fails at once where load_dataset retries for half a minute
-        for number, row in enumerate(_stream(name, configuration, options.split), 1):
-            yield f"{options.source}: row {number}", _cell(row, options, options.source)
-    except (HFValidationError, RepositoryNotFoundError, FileNotFoundError) as error:
-        raise CalibrationError(
-            "neither a file here nor a data set that can be read from the Hub",
-            where=options.source,
-            fix=f"give a {FILE_KINDS} file, or check the id and your access to it",
-        ) from error
-    except ValueError as error:  # datasets names the splits or configurations there are
-        raise CalibrationError(" ".join(str(error).split()), where=options.source) from error
-    except (OSError, client) as error:
-        raise NetworkError(
-            f"the data set cannot be reached ({type(error).__name__})",
-            where=options.source,
-            fix="check the network, or give a local file",
-        ) from error
-
-
-def _stream(name: str, configuration: str, split: str) -> Iterator[dict[str, Any]]:
-    from datasets import load_dataset
-
-    yield from load_dataset(name, configuration or None, split=split, streaming=True)
+    asked = DataSetName(name, configuration, options.split)
+    for number, row in enumerate(data_set_rows(asked, options.source, kinds=f"a {FILE_KINDS} file"), 1):
+        yield f"{options.source}: row {number}", _cell(row, options, options.source)

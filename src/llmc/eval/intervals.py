@@ -6,7 +6,7 @@ on a window cancels in their difference or ratio.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -39,17 +39,20 @@ def paired_intervals(
     Returns:
         `{name: (low, high)}`; empty when there are fewer than two units, which say nothing about their spread.
     """
-    units, columns = sums.shape
+    units = len(sums)
     if units < 2:
         return {}
+    totals = np.concatenate([times @ sums for times in times_drawn(units, resamples, seed)])
+    tail = (1 - level) / 2
+    edges = {name: np.quantile(figure(totals), [tail, 1 - tail]) for name, figure in figures.items()}
+    return {name: (float(low), float(high)) for name, (low, high) in edges.items()}
+
+
+def times_drawn(units: int, resamples: int, seed: int = 0) -> Iterator[NDArray[np.int64]]:
+    """How often each draw of `units` with replacement holds each of them, `[draws, units]`, slab after slab."""
     generator = np.random.default_rng(seed)
-    totals = np.empty((resamples, columns))
     step = max(1, DRAWN_AT_ONCE // units)
     for begin in range(0, resamples, step):
         drawn = generator.integers(units, size=(min(step, resamples - begin), units))
         drawn += np.arange(len(drawn))[:, None] * units
-        times = np.bincount(drawn.reshape(-1), minlength=drawn.size).reshape(drawn.shape)  # each unit was drawn
-        totals[begin : begin + len(drawn)] = times @ sums
-    tail = (1 - level) / 2
-    edges = {name: np.quantile(figure(totals), [tail, 1 - tail]) for name, figure in figures.items()}
-    return {name: (float(low), float(high)) for name, (low, high) in edges.items()}
+        yield np.bincount(drawn.reshape(-1), minlength=drawn.size).reshape(drawn.shape)

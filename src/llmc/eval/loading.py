@@ -12,6 +12,7 @@ import io
 import logging
 import warnings
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,22 @@ from llmc.safetensors_file import read_folder
 NAMED = 4  # tensors that a message lists
 
 
+@dataclass(frozen=True)
+class Kind:
+    """What a folder is opened as.
+
+    Attributes:
+        reader: name of the class in transformers.
+        optional: name of a module that the weights may lack, because nothing that is measured runs through it.
+    """
+
+    reader: str
+    optional: str = ""
+
+
+CAUSAL = Kind("AutoModelForCausalLM")
+
+
 def open_model(folder: Path, *, dtype: torch.dtype = torch.float32, device: str = "cpu") -> tuple[Any, Any]:
     """The causal language model in `folder` with dense weights, in evaluation mode, and its tokenizer.
 
@@ -36,20 +53,33 @@ def open_model(folder: Path, *, dtype: torch.dtype = torch.float32, device: str 
         CheckpointError: it cannot be read, or its weights are not exactly those that its config describes.
         UnsupportedError: an encoding that no installed reader knows, or one that cannot be evaluated.
     """
-    config = check_config(folder)
+    check_config(folder)
+    return open_as(folder, CAUSAL, dtype=dtype, device=device)
+
+
+def open_as(folder: Path, kind: Kind, *, dtype: torch.dtype, device: str) -> tuple[Any, Any]:
+    """As `open_model`, for a folder that holds another kind of model; whether it does is for the caller to check."""
+    config = refuse_code(folder)
     # damaged files and an index that leaves the folder, which transformers would follow
     CodedTensors(folder) if is_coded(folder) else read_folder(folder)
     with quiet():
         tokenizer = open_tokenizer(folder)
         if config.get("quantization_config"):
-            model = _open_quantized(folder, config["quantization_config"], dtype)
+            model = _open_quantized(folder, kind, config["quantization_config"], dtype)
         else:
-            model = _from_pretrained(folder, dtype=dtype)
+            model = _from_pretrained(folder, kind, dtype=dtype)
     return model.to(device).eval(), tokenizer
 
 
 def check_config(folder: Path) -> dict[str, Any]:
     """config.json, refused where opening the folder would run or fetch something, or it holds no language model."""
+    config = refuse_code(folder)
+    _require_language_model(config, folder)
+    return config
+
+
+def refuse_code(folder: Path) -> dict[str, Any]:
+    """config.json, refused where opening the folder would run or fetch something, or where it is no whole model."""
     config = read_config(folder)
     if (folder / "adapter_config.json").exists():
         raise CheckpointError("an adapter, not a whole model", where=folder.name, fix="merge it into its model first")
@@ -62,7 +92,6 @@ def check_config(folder: Path) -> dict[str, Any]:
                 where=folder.name,
                 fix="use a model whose architecture transformers has",
             )
-    _require_language_model(config, folder)
     return config
 
 
@@ -129,19 +158,19 @@ def open_tokenizer(folder: Path) -> Any:
         ) from error
 
 
-def _open_quantized(folder: Path, settings: Mapping[str, Any], dtype: torch.dtype) -> Any:
+def _open_quantized(folder: Path, kind: Kind, settings: Mapping[str, Any], dtype: torch.dtype) -> Any:
     from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING
 
     method = settings.get("quant_method") or ("bitsandbytes" if settings.get("load_in_4bit") else None)
     if method == "compressed-tensors":
-        return _plain(_open_compressed_tensors(folder, settings), folder, dtype)
+        return _plain(_open_compressed_tensors(folder, kind, settings), folder, kind, dtype)
     if method == "llmc":
         import llmc.hf  # noqa: F401  # registers it
 
-        return _from_pretrained(folder, dtype=dtype)
+        return _from_pretrained(folder, kind, dtype=dtype)
     if method == "bitsandbytes":
-        model = _from_pretrained(folder, dtype="auto")
-        return _plain(model.dequantize(model.dtype), folder, dtype)
+        model = _from_pretrained(folder, kind, dtype="auto")
+        return _plain(model.dequantize(model.dtype), folder, kind, dtype)
     # transformers needs optimum and gptqmodel for this one; the reference kernel decodes to the same bits
     if method == "gptq":
         return dense_model(folder, dtype)
@@ -151,10 +180,10 @@ def _open_quantized(folder: Path, settings: Mapping[str, Any], dtype: torch.dtyp
             where=folder.name,
             fix="decode it first: llmc export --format dense",
         )
-    return _from_pretrained(folder, dtype=dtype)
+    return _from_pretrained(folder, kind, dtype=dtype)
 
 
-def _open_compressed_tensors(folder: Path, settings: Mapping[str, Any]) -> Any:
+def _open_compressed_tensors(folder: Path, kind: Kind, settings: Mapping[str, Any]) -> Any:
     """The decoded model. With `dequantize=True` transformers applies the first config group to every layer: several
     groups need the other way, decoding after the load, which in turn cannot read packed zero points."""
     from transformers.utils.quantization_config import CompressedTensorsConfig
@@ -166,27 +195,29 @@ def _open_compressed_tensors(folder: Path, settings: Mapping[str, Any]) -> Any:
             where=folder.name,
         )
     if len(groups) == 1:
-        return _from_pretrained(folder, dtype="auto", quantization_config=CompressedTensorsConfig(dequantize=True))
+        return _from_pretrained(
+            folder, kind, dtype="auto", quantization_config=CompressedTensorsConfig(dequantize=True)
+        )
     with contextlib.redirect_stderr(io.StringIO()):  # its progress bars have no switch
-        model = _from_pretrained(folder, dtype="auto")
+        model = _from_pretrained(folder, kind, dtype="auto")
         model.hf_quantizer.compressor.decompress_model(model)
     return model
 
 
-def _plain(model: Any, folder: Path, dtype: torch.dtype) -> Any:
+def _plain(model: Any, folder: Path, kind: Kind, dtype: torch.dtype) -> Any:
     """Decoded weights in a model built in `dtype`; `model.to(dtype)` would keep buffers as the old dtype had them."""
     options = {"config": without_quantization(model.config), "state_dict": model.state_dict(), "dtype": dtype}
     plain, info = type(model).from_pretrained(
         None, **options, ignore_mismatched_sizes=True, output_loading_info=True, trust_remote_code=False
     )
-    _require_complete(info, folder)
+    _require_complete(info, folder, kind)
     return plain
 
 
-def _from_pretrained(folder: Path, **options: Any) -> Any:
+def _from_pretrained(folder: Path, kind: Kind, **options: Any) -> Any:
     import transformers
 
-    reader: Any = transformers.AutoModelForCausalLM
+    reader: Any = getattr(transformers, kind.reader)
     try:
         model, info = reader.from_pretrained(
             str(folder),
@@ -204,12 +235,12 @@ def _from_pretrained(folder: Path, **options: Any) -> Any:
     except Exception as error:
         message = f"transformers cannot load it: {first_line(error)}"
         raise CheckpointError(message, where=folder.name, fix="look at it with `llmc inspect`") from error
-    _require_complete(info, folder)
+    _require_complete(info, folder, kind)
     return model
 
 
-def _require_complete(info: Mapping[str, Any], folder: Path) -> None:
-    missing = sorted(info["missing_keys"])
+def _require_complete(info: Mapping[str, Any], folder: Path, kind: Kind) -> None:
+    missing = sorted(key for key in info["missing_keys"] if kind.optional not in key.split("."))
     mismatched = [f"{k} {list(a)} instead of {list(b)}" for k, a, b in sorted(info["mismatched_keys"], key=str)]
     if missing or mismatched:
         found = {"missing": missing, "wrong shape": mismatched}
