@@ -9,6 +9,8 @@ from pathlib import Path
 from llmc.comparing import Judged
 from llmc.errors import OutputError, UnsupportedError
 from llmc.eval import Comparison
+from llmc.eval.markdown import code, row, rule
+from llmc.gates import gates_table
 
 
 @dataclass(frozen=True)
@@ -50,16 +52,25 @@ class Files:
         if not isinstance(comparison, Comparison):
             return
         from llmc.eval.html import to_html
-        from llmc.eval.markdown import to_markdown
         from llmc.eval.plots import save_plots
 
         if self.report is not None:
             title = f"{comparison.original.model}, compressed"
             _replace(Path(self.report), to_html(comparison, title=title, gates=result.gates))
         if self.markdown is not None:
-            _replace(Path(self.markdown), to_markdown(comparison, gates=result.gates))
+            _replace(Path(self.markdown), _gates_markdown(result) + comparison.to_markdown())
         if self.plots is not None:
             save_plots(comparison, Path(self.plots))
+
+
+def _gates_markdown(result: Judged) -> str:
+    """The outcomes as a table, nothing where there are no gates."""
+    if not result.gates:
+        return ""
+    table = gates_table(result.gates)
+    rows = [tuple(code(cell) if i < len(cells) - 2 else cell for i, cell in enumerate(cells)) for cells in table.rows]
+    lines = [row(table.columns), rule(len(table.columns), left=range(len(table.columns))), *map(row, rows)]
+    return "\n".join([*lines, "", ""])
 
 
 def _replace(path: Path, text: str) -> None:

@@ -17,7 +17,9 @@ from llmc.errors import UsageError
 class Measuring:
     """As the command line gives them."""
 
-    text: Annotated[str | None, Option("--text", metavar="FILE", help="Text to measure on, a file or tiny:evaluation.")] = None
+    text: Annotated[
+        str | None, Option("--text", metavar="FILE", help="Text to measure on, a file or tiny:evaluation.")
+    ] = None
     task: Annotated[
         list[str] | None,
         Option("--task", metavar="FILE[,FILE]", help="Questions with answers, .jsonl or tiny:recall; repeatable."),

@@ -24,7 +24,6 @@ from llmc.eval.comparison_table import (
     measured_columns,
     named_reports,
     notes,
-    ratio,
     short,
     speed_cell,
     task_cell,
@@ -88,7 +87,9 @@ def to_html(comparison: Comparison, *, title: str, gates: Sequence[GateResult] =
 <body>
 <main>
 {body}
-<footer><p>Written by llmc {llmc.__version__}. The figures are in this file as JSON too: <code>script#comparison</code>.</p></footer>
+<footer>
+<p>Written by llmc {llmc.__version__}. The figures are in this file as JSON too: <code>script#comparison</code>.</p>
+</footer>
 </main>
 {_data("comparison", comparison.to_json())}
 {_data("gates", [vars(gate) for gate in gates]) if gates else ""}
