@@ -240,9 +240,9 @@ def test_quantized_activations_are_refused(copy: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "problem"),
     [
-        ("bert", "'bert' is an encoder, which sees the token it would have to predict"),
-        ("t5", "'t5' is an encoder-decoder model"),
-        ("whisper", "'whisper' is an encoder-decoder model"),
+        ("bert", "it predicts no next token"),
+        ("t5", "it predicts no next token"),
+        ("whisper", "'whisper' is an encoder-decoder model, but not one of text"),
     ],
 )
 def test_models_that_do_not_continue_text(tmp_path: Path, name: str, problem: str) -> None:

@@ -24,12 +24,19 @@ class Measuring:
         list[str] | None,
         Option("--task", metavar="FILE[,FILE]", help="Questions with answers, .jsonl or tiny:recall; repeatable."),
     ] = None
+    pairs: Annotated[
+        str | None,
+        Option("--pairs", metavar="FILE", help="For encoder-decoders: source, target; for encoders: sentences, score."),
+    ] = None
     limit: Annotated[int | None, Option("--limit", metavar="N", help="Use the first N items of each task.")] = None
     context: Annotated[int | None, Option("--context", metavar="N", help="Tokens in one window.")] = None
     stride: Annotated[int | None, Option("--stride", metavar="N", help="Tokens between the starts of windows.")] = None
     max_tokens: Annotated[int | None, Option("--max-tokens", metavar="N", help="Stop after this many tokens.")] = None
     prompt: Annotated[str | None, Option("--prompt", metavar="P", help="Also continue this text, greedily.")] = None
     speed: Annotated[bool, Option("--speed", help="Also measure loading, prefill, decoding and peak memory.")] = False
+    degeneration: Annotated[
+        bool, Option("--degeneration", help="Also continue parts of the text greedily, and count what repeats.")
+    ] = False
     bits_per_byte: Annotated[
         bool, Option("--bits-per-byte", help="Compare this alone on the text: the tokenizers may differ.")
     ] = False

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -15,11 +15,20 @@ from llmc.errors import CalibrationError, InputError, UsageError
 from llmc.eval.loading import position_limit, quiet
 from llmc.eval.report import Source
 from llmc.eval.tasks import Task, load_tasks
+from llmc.eval.text_pairs import TextPair, load_similarities, load_translations
 from llmc.recipe_paths import embedded_text
 
 if TYPE_CHECKING:
     from llmc.eval.subject import Subject
 
+TAKES = {
+    "decoder": ("--text", "--task", "--prompt", "--speed", "--degeneration"),
+    "encoder": ("--text", "--pairs"),
+    "encoder_decoder": ("--pairs",),
+}
+"""What each kind of model can be measured on."""
+
+ARTICLES = {"decoder": "a decoder", "encoder": "an encoder", "encoder_decoder": "an encoder-decoder"}
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -33,6 +42,8 @@ class Conditions:
         context, stride: window length and distance in tokens.
         max_tokens: use only the first tokens of the text.
         prompt: to be continued greedily.
+        pairs: what encoders and encoder-decoders are measured on, None where nothing was given; `pairs_path` of it.
+        limit: use only the first items, pairs, and lines for an encoder.
     """
 
     path: str
@@ -44,7 +55,11 @@ class Conditions:
     max_tokens: int | None
     prompt: str | None
     speed: bool
+    degeneration: bool
     bits_per_byte: bool
+    limit: int | None
+    pairs_path: str | None
+    pairs: tuple[TextPair, ...] | None = None
 
 
 def read_conditions(
@@ -56,7 +71,9 @@ def read_conditions(
     stride: int,
     max_tokens: int | None,
     prompt: str | None,
+    pairs: str | Path | None = None,
     speed: bool = False,
+    degeneration: bool = False,
     bits_per_byte: bool = False,
 ) -> Conditions:
     """Read text and tasks.
@@ -66,15 +83,66 @@ def read_conditions(
         CalibrationError: a file that cannot be read or used.
     """
     _check_options(context, stride, max_tokens)
-    if text is None and not tasks:
+    if text is None and not tasks and pairs is None:
         raise UsageError("nothing to measure on", where="--text", fix="give --text FILE, --task FILE or both")
-    if bits_per_byte and text is None:
-        raise UsageError("bits per byte need a text", where="--bits-per-byte", fix="give --text FILE")
+    for option, wanted in (("bits-per-byte", bits_per_byte), ("degeneration", degeneration)):
+        if wanted and text is None:
+            raise UsageError("it needs a text", where=f"--{option}", fix="give --text FILE")
     content = None if text is None else embedded_text(str(text)) or _read(Path(text))
     source = None if content is None else Source(Path(str(text)).name, hashlib.sha256(content).hexdigest())
     words = None if content is None else _decoded(content, Path(str(text)))
     loaded = tuple(load_tasks(tasks, limit))
-    return Conditions(str(text), words, source, loaded, context, stride, max_tokens, prompt, speed, bits_per_byte)
+    return Conditions(
+        path=str(text),
+        text=words,
+        source=source,
+        tasks=loaded,
+        context=context,
+        stride=stride,
+        max_tokens=max_tokens,
+        prompt=prompt,
+        speed=speed,
+        degeneration=degeneration,
+        bits_per_byte=bits_per_byte,
+        limit=limit,
+        pairs_path=None if pairs is None else str(pairs),
+    )
+
+
+def for_kind(conditions: Conditions, subjects: Sequence[Subject]) -> Conditions:
+    """The conditions with the pairs that the kind of the models asks for.
+
+    Raises:
+        UsageError: models of several kinds, or what models of this kind cannot be measured on.
+        CalibrationError: pairs that cannot be read.
+    """
+    first = subjects[0]
+    other = next((each for each in subjects if each.kind != first.kind), None)
+    if other is not None:
+        problem = f"{other.name} is {ARTICLES[other.kind]} and {first.name} is {ARTICLES[first.kind]}"
+        raise UsageError(problem, fix="compare models of one kind")
+    given: dict[str, Any] = {
+        "--text": conditions.text,
+        "--pairs": conditions.pairs_path,
+        "--task": conditions.tasks or None,
+    }
+    given |= {"--prompt": conditions.prompt, "--speed": conditions.speed or None}
+    given |= {"--degeneration": conditions.degeneration or None}
+    allowed = TAKES[first.kind]
+    wrong = next((name for name, value in given.items() if value is not None and name not in allowed), None)
+    if wrong is not None:
+        fix = "give " + " or ".join(name for name in allowed if name in ("--text", "--pairs", "--task"))
+        raise UsageError(f"{first.name} is {ARTICLES[first.kind]}", where=wrong, fix=fix)
+    if conditions.pairs_path is None:
+        return conditions
+    read = load_translations if first.kind == "encoder_decoder" else load_similarities
+    source = Source(Path(conditions.pairs_path).name, _sha256_of(Path(conditions.pairs_path)))
+    return replace(conditions, pairs=tuple(read(conditions.pairs_path)[: conditions.limit]), source=source)
+
+
+def _sha256_of(path: Path) -> str | None:
+    """Of a file; None of a data set."""
+    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None
 
 
 def token_ids(conditions: Conditions, subject: Subject) -> Tensor:

@@ -25,6 +25,7 @@ from llmc.errors import CheckpointError, InputError, UnsupportedError
 from llmc.eval.sizes import first_line, without_quantization
 from llmc.safetensors_file import read_folder
 
+NEEDED = "perplexity and KL need a decoder with its head (a ...ForCausalLM); inspect and verify take any model"
 NAMED = 4  # tensors that a message lists
 
 
@@ -53,7 +54,8 @@ def open_model(folder: Path, *, dtype: torch.dtype = torch.float32, device: str 
         CheckpointError: it cannot be read, or its weights are not exactly those that its config describes.
         UnsupportedError: an encoding that no installed reader knows, or one that cannot be evaluated.
     """
-    check_config(folder)
+    if model_kind(folder) != "decoder":
+        raise UnsupportedError("it predicts no next token", where=folder.name, fix=NEEDED)
     return open_as(folder, CAUSAL, dtype=dtype, device=device)
 
 
@@ -69,13 +71,6 @@ def open_as(folder: Path, kind: Kind, *, dtype: torch.dtype, device: str) -> tup
         else:
             model = _from_pretrained(folder, kind, dtype=dtype)
     return model.to(device).eval(), tokenizer
-
-
-def check_config(folder: Path) -> dict[str, Any]:
-    """config.json, refused where opening the folder would run or fetch something, or it holds no language model."""
-    config = refuse_code(folder)
-    _require_language_model(config, folder)
-    return config
 
 
 def refuse_code(folder: Path) -> dict[str, Any]:
@@ -95,29 +90,32 @@ def refuse_code(folder: Path) -> dict[str, Any]:
     return config
 
 
-def _require_language_model(config: Mapping[str, Any], folder: Path) -> None:
-    """Raise UnsupportedError unless `config` describes a model that predicts the next token of a text."""
+def model_kind(folder: Path) -> str:
+    """`decoder`, `encoder` or `encoder_decoder`: what can be measured of the model in `folder`.
+
+    Raises CheckpointError and UnsupportedError where opening the folder would run or fetch something, and
+    UnsupportedError for a model of none of the three.
+    """
     from transformers.models.auto import modeling_auto as auto
 
+    config = refuse_code(folder)
     kind = config.get("model_type")
     causal = auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
     heads = {name for value in causal.values() for name in ([value] if isinstance(value, str) else value)}
     head = (config.get("architectures") or [None])[0]
     if config.get("is_encoder_decoder"):
-        problem = f"{kind!r} is an encoder-decoder model"
+        if kind in auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES:
+            return "encoder_decoder"
+        problem = f"{kind!r} is an encoder-decoder model, but not one of text"
     elif kind in auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES and not config.get("is_decoder"):
-        problem = f"{kind!r} is an encoder, which sees the token it would have to predict"
+        return "encoder"
     elif head is not None and head not in heads:
         problem = f"{head!r} has no language-model head"
     elif kind not in causal:
         problem = f"model type {kind!r} is not one that transformers has a language model for"
     else:
-        return
-    raise UnsupportedError(
-        problem,
-        where=folder.name,
-        fix="perplexity and KL need a decoder with its head (a ...ForCausalLM); inspect and verify take any model",
-    )
+        return "decoder"
+    raise UnsupportedError(problem, where=folder.name, fix=NEEDED)
 
 
 def position_limit(model: Any) -> int | None:

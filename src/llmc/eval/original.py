@@ -19,6 +19,7 @@ from torch import Tensor
 import llmc
 from llmc.eval.cache import Cache, Kept, model_sha256
 from llmc.eval.conditions import require_positions
+from llmc.eval.degeneration import Degeneration, degeneration
 from llmc.eval.halves import Head, Plan, build_head
 from llmc.eval.layers import TOKENS, block_outputs
 from llmc.eval.loading import require_ids_fit
@@ -26,6 +27,7 @@ from llmc.eval.metrics import Reference, Scored, Window, score, windows
 from llmc.eval.samples import greedy
 from llmc.eval.task_judging import judge
 from llmc.eval.task_report import TaskScores
+from llmc.eval.task_scoring import leading_ids
 from llmc.safetensors_file import load, load_rows
 from llmc.structure import Progress, silent
 
@@ -124,6 +126,11 @@ class Original:
     def sample(self, prompt: str) -> str:
         """Its greedy continuation of a prompt."""
         return greedy(self.subject.model, self.subject.tokenizer, prompt)
+
+    def degeneration(self, ids: Tensor) -> Degeneration:
+        """Of its greedy continuations of parts of a text."""
+        begin = leading_ids(self.subject.tokenizer)
+        return degeneration(self.subject.model, ids, begin=begin, progress=self.progress)
 
     @cached_property
     def _scored(self) -> Scored:

@@ -54,6 +54,8 @@ class EvalReport:
         layer_error: path of a block -> |y - y_original|^2 / |y_original|^2 of its outputs, each model fed by itself.
         speed: load_seconds, load_mb_per_s, prefill_tokens_per_s, decode_tokens_per_s, peak_memory_bytes, and the
             `ranges` (lowest and highest) of what was repeated; None unless it was asked for.
+        embeddings: of an encoder, see `llmc.eval.similarity`; None of other models.
+        degeneration: of greedy text, see `llmc.eval.degeneration`; None unless it was asked for.
         notes: what a reader has to know beside the figures.
         windows: the sums everything comes from; not part of the JSON.
     """
@@ -89,6 +91,8 @@ class EvalReport:
     overhead_bits_per_weight: float = 0.0
     layer_error: dict[str, float] = field(default_factory=dict)
     speed: dict[str, Any] | None = None
+    embeddings: dict[str, Any] | None = None
+    degeneration: dict[str, Any] | None = None
     notes: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:

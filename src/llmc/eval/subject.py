@@ -12,8 +12,10 @@ from typing import Any
 
 import torch
 
-from llmc.eval.loading import check_config, open_model, open_tokenizer
+from llmc.eval.embeddings import open_encoder
+from llmc.eval.loading import model_kind, open_model, open_tokenizer
 from llmc.eval.report import Source
+from llmc.eval.seq2seq import open_seq2seq
 from llmc.eval.sizes import Sizes, folder_sizes
 from llmc.hub import resolve_model
 from llmc.recipe_paths import resolve_model as embedded_or_id
@@ -30,6 +32,7 @@ class Subject:
 
     Attributes:
         name: folder name or Hub id: a report goes to others, to whom paths of this machine say nothing.
+        kind: `decoder`, `encoder` or `encoder_decoder`.
         sizes: of its weight files.
         load_seconds: how long opening took; None before it.
 
@@ -43,11 +46,12 @@ class Subject:
         self.folder = resolve_model(named, progress=progress)
         self.name = self.folder.resolve().name if Path(named).exists() else str(model)
         self.label = self.name
-        check_config(self.folder)
+        self.kind = model_kind(self.folder)
         self.sizes: Sizes = folder_sizes(self.folder)
         self.device, self.dtype = device, dtype
         self.load_seconds: float | None = None
-        self._opener: Opener = opener or partial(open_model, dtype=dtype)
+        own = {"decoder": open_model, "encoder": open_encoder, "encoder_decoder": open_seq2seq}[self.kind]
+        self._opener: Opener = opener or partial(own, dtype=dtype)
         self._own_opener = opener is not None
         self._opened: tuple[Any, Any] | None = None
         self._tokenizer: Any = None
