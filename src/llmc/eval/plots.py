@@ -44,8 +44,8 @@ PALETTE = (
 
 DASHES: tuple[Any, ...] = ("-", (0, (5, 2)), (0, (1, 1.3)), (0, (6, 1.5, 1, 1.5)))
 INK, FAINT, PAPER = "#1b1f24", "#d3d8de", "#fffffe"
-FONT = 10  # points
-WIDTH, HEIGHT = 5.4, 3.9  # inches: shrunk to a phone's width the font stays legible
+FONT = 11  # points
+WIDTH, HEIGHT = 4.8, 3.6  # inches: shrunk to a phone's width the font stays legible
 RANKS = 240  # points of a line of the distribution
 SVG = "http://www.w3.org/2000/svg"
 XLINK = "http://www.w3.org/1999/xlink"
