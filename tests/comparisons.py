@@ -108,9 +108,12 @@ def bare() -> Comparison:
         **{"top1_agreement": None, "tokens": None, "text": None, "worst": (), "samples": (), "bits_per_byte": None},
         "windows": WindowSums(np.zeros(0), np.zeros(0)),
     }
-    flips = {"flip_rate": (0.01, 0.6)}
-    rows = [Row("light", replace(light, **nothing, intervals=flips)), Row("heavy", replace(heavy, **nothing))]
-    return compared(replace(original, **nothing, intervals={}), rows)
+    nothing["intervals"] = {"flip_rate": (0.01, 0.6)}
+    rows = [
+        Row("light", replace(light, **nothing, flip_rate=0.1)),
+        Row("heavy", replace(heavy, **nothing, flip_rate=0.2)),
+    ]
+    return compared(replace(original, **{**nothing, "intervals": {}}), rows)
 
 
 def many(count: int) -> Comparison:

@@ -40,7 +40,9 @@ POINTS = st.lists(st.tuples(st.integers(1, 6), st.sampled_from((0.0, 0.1, 0.2, 0
 @settings(max_examples=60, deadline=None)
 @given(POINTS)
 def test_dominated_rows_are_those_of_brute_force(points: list[tuple[int, float]]) -> None:
-    comparison = compared(measured()[0], [Row(str(i), at(*point, windows=sums([1, 2]))) for i, point in enumerate(points)])
+    comparison = compared(
+        measured()[0], [Row(str(i), at(*point, windows=sums([1, 2]))) for i, point in enumerate(points)]
+    )
     found = by_label(comparison)
     for i, (size, loss) in enumerate(points):
         better = []
