@@ -24,5 +24,7 @@ import llmc, llmc._native as native
 place = Path(llmc.__file__).parent
 assert "wheel" in place.parts and Path(native.__file__).parent == place, (place, native.__file__)
 assert llmc.recipe_names(), "no recipes in the wheel"
+missing = [name for name in ("comparison.schema.json", "report.css") if not (place / "eval" / name).is_file()]
+assert not missing, f"not in the wheel: {missing}"
 PY
 run ../../tests/test_rans.py ../../tests/test_rans_golden.py ../../tests/test_planes.py ../../tests/test_coded_tensor.py

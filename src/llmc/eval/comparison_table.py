@@ -328,7 +328,7 @@ def mark_note(comparison: Comparison) -> str:
         return ""
     loss = LOSS_NAMES[comparison.loss]
     return (
-        f"Dominated by X: X takes no more bytes and loses no more, by {loss}; with a `?`, "
+        f"Dominated by X: X takes no more bytes and loses no more, by {loss}; with a question mark, "
         "the 95 % interval of the difference does not settle it."
     )
 

@@ -19,7 +19,6 @@ from llmc.eval.comparison_table import (
     SPEED_TITLE,
     TASK_TITLE,
     interval_note,
-    mark,
     mark_note,
     measured_columns,
     named_reports,
@@ -31,9 +30,11 @@ from llmc.eval.comparison_table import (
     task_of,
 )
 from llmc.eval.plots import PALETTE, plots
+from llmc.eval.report import UNRESOLVED
 
 if TYPE_CHECKING:
     from llmc.eval.comparison import Comparison, Row
+    from llmc.eval.comparison_table import Column
     from llmc.eval.report import EvalReport, Source
     from llmc.gates import GateResult
 
@@ -88,7 +89,7 @@ def to_html(comparison: Comparison, *, title: str, gates: Sequence[GateResult] =
 <main>
 {body}
 <footer>
-<p>Written by llmc {llmc.__version__}. The figures are in this file as JSON too: <code>script#comparison</code>.</p>
+<p>Written by llmc {llmc.__version__}. <code>script#comparison</code> of this file holds all figures as JSON.</p>
 </footer>
 </main>
 {_data("comparison", comparison.to_json())}
@@ -128,7 +129,7 @@ def _section(heading: str, *parts: str) -> str:
 
 
 def _table(
-    caption: str, headings: Sequence[str], rows: Iterable[str], *, kind: str = "", words: Sequence[int] = ()
+    caption: str, headings: Sequence[str], rows: Iterable[str], *, kind: str = "cards", words: Sequence[int] = ()
 ) -> str:
     """A table in a box of its own, which scrolls where the page is narrow. Everything given is HTML."""
     names = [f'<th scope="col"{_words(i in words or i == 0)}>{name}</th>' for i, name in enumerate(headings)]
@@ -138,6 +139,10 @@ def _table(
         + "\n".join(rows)
         + "\n</tbody>\n</table>\n</div>"
     )
+
+
+def _sentence(title: str) -> str:
+    return f"{title[0].upper()}{title[1:]}."
 
 
 def _words(left: bool) -> str:
@@ -160,13 +165,14 @@ def _name(comparison: Comparison, row: Row) -> str:
     kind = " control" if row.control_of else ""
     fill = "transparent" if row.dominated_by else f"var(--model-{index})"
     style = f"border-color: var(--model-{index}); background: {fill}"
-    return f'<span class="swatch{kind}" style="{style}" aria-hidden="true"></span>{_text(row.label)}'
+    swatch = f'<span class="swatch{kind}" style="{style}" aria-hidden="true"></span>'
+    return f'<span class="name">{swatch}{_text(row.label)}</span>'
 
 
 def _names(comparison: Comparison) -> list[str]:
     """Of the original, and of each row."""
     return [
-        f'{_text(comparison.original.model)} <span class="quiet">(original)</span>',
+        f'<span class="name">{_text(comparison.original.model)} <span class="quiet">(original)</span></span>',
         *(_name(comparison, row) for row in comparison.rows),
     ]
 
@@ -205,11 +211,13 @@ def _gates(gates: Sequence[GateResult]) -> str:
         for gate in gates
     ]
     caption = "A gate with an interval passes or fails when its whole interval does."
-    return _section("Gates", _table(caption, ("gate", "outcome", "value", "limit"), rows, kind="cards", words=(1,)))
+    return _section("Gates", _table(caption, ("gate", "outcome", "value", "limit"), rows, words=(1,)))
 
 
 def _figure(value: float | None) -> str:
-    return "not measured" if value is None else f"{value:,}" if float(value).is_integer() else f"{value:.5g}"
+    if value is None:
+        return "not measured"
+    return f"{value:,.0f}" if abs(value) >= 1e5 else f"{value:.5g}"
 
 
 def _edges(interval: tuple[float, float] | None) -> str:
@@ -217,19 +225,24 @@ def _edges(interval: tuple[float, float] | None) -> str:
 
 
 def _losses(comparison: Comparison) -> str:
-    """One row per model with every figure."""
-    columns, original = measured_columns(comparison), comparison.original
-    marks = ["", *(mark(row, original) for row in comparison.rows)]
-    kinds = ["", *(' class="dominated"' if row.dominated_by else "" for row in comparison.rows)]
-    rows = [
-        f'<tr{kind}><th scope="row">{name}</th><td class="words">{_text(words)}</td>'
-        + "".join(_cell(column.cell(report, original), column.heading) for column in columns)
-        + "</tr>"
-        for name, report, words, kind in zip(_names(comparison), _reports(comparison), marks, kinds, strict=True)
-    ]
-    headings = ("model", "mark", *(column.heading for column in columns))
-    table = _table("The smallest first; in brackets 95 % intervals.", headings, rows, kind="cards", words=(1,))
-    return _section("Size and loss", table, _paragraph(mark_note(comparison)))
+    """One row per model: what it weighs, what it lost, and whether another one makes it pointless."""
+    columns = measured_columns(comparison)
+    caption = "The smallest first; in brackets 95 % intervals."
+    table = _figures(comparison, [column for column in columns if column.first], caption, marked=True)
+    others = [column for column in columns if not column.first]
+    more = [_folded("More figures", _figures(comparison, others, "The same models."))] if others else []
+    return _section("Size and loss", table, _paragraph(mark_note(comparison)), *more)
+
+
+def _figures(comparison: Comparison, columns: Sequence[Column], caption: str, *, marked: bool = False) -> str:
+    """A table of these columns; with `marked`, what a reader has to know of a row below its name."""
+    rows = []
+    for name, (_, report, words) in zip(_names(comparison), named_reports(comparison), strict=True):
+        told = f'<span class="mark">{_text(words)}</span>' if marked and words else ""
+        kind = ' class="dominated"' if "dominated" in words and marked else ""
+        cells = "".join(_cell(column.cell(report, comparison.original), column.heading) for column in columns)
+        rows.append(f'<tr{kind}><th scope="row">{name}{told}</th>{cells}</tr>')
+    return _table(caption, ["model", *(column.heading for column in columns)], rows)
 
 
 def _plots(comparison: Comparison) -> str:
@@ -245,19 +258,16 @@ def _tasks(comparison: Comparison) -> str:
     names = task_names(comparison)
     if not names:
         return ""
-    reports, rows = _reports(comparison), []
+    reports, labels, rows = _reports(comparison), [name for name, _, _ in named_reports(comparison)], []
     for name in names:
         found = [task_of(report, name) for report in reports]
         first = next(task for task in found if task is not None)
-        told = (
-            f'<th scope="row">{_text(name)}<br><span class="interval">{first.items:,} items, {first.metric}</span></th>'
-        )
-        chance = ("" if first.chance is None else f"{first.chance:.1%}", "")
-        cells = [chance, *(task_cell(task) for task in found)]
-        rows.append(f"<tr>{told}{''.join(_cell(cell, '') for cell in cells)}</tr>")
+        items = f'<br><span class="interval">{first.items:,} items, {_text(first.metric)}</span>'
+        chance = UNRESOLVED if first.chance is None else f"{first.chance:.1%}"
+        cells = "".join(_cell(task_cell(task), _text(label)) for task, label in zip(found, labels, strict=True))
+        rows.append(f'<tr><th scope="row">{_text(name)}{items}</th>{_cell((chance, ""), "chance")}{cells}</tr>')
     headings = ("task", "chance", *_names(comparison))
-    caption = f"{TASK_TITLE[0].upper()}{TASK_TITLE[1:]} (McNemar's test, p of 5 % up)."
-    return _section("Tasks", _table(caption, headings, rows))
+    return _section("Tasks", _table(_sentence(TASK_TITLE), headings, rows))
 
 
 def _speed(comparison: Comparison) -> str:
@@ -270,8 +280,9 @@ def _speed(comparison: Comparison) -> str:
         + "".join(_cell(speed_cell(report, key), SPEED[key][0]) for key in keys)
         + "</tr>"
         for name, report in zip(_names(comparison), reports, strict=True)
+        if report.speed
     ]
-    return _section("Speed", _table(f"{SPEED_TITLE}.", ("model", *(SPEED[key][0] for key in keys)), rows, kind="cards"))
+    return _section("Speed", _table(_sentence(SPEED_TITLE), ("model", *(SPEED[key][0] for key in keys)), rows))
 
 
 def _notes(comparison: Comparison) -> str:
@@ -301,7 +312,7 @@ def _worst(comparison: Comparison) -> str:
     ]
     headings = ("model", "tokens", "KL, nats", "how the text begins")
     caption = "The windows of the text with the highest mean KL of each model."
-    return _folded("Worst windows", _table(caption, headings, rows, kind="cards", words=(3,))) if rows else ""
+    return _folded("Worst windows", _table(caption, headings, rows, words=(3,))) if rows else ""
 
 
 def _samples(comparison: Comparison) -> str:
@@ -328,12 +339,12 @@ def _layers(comparison: Comparison) -> str:
     ]
     headings = ("block", *_names(comparison)[1:])
     caption = "Squared error of the outputs of a block, divided by their squared size."
-    return _folded("Error per block", _table(caption, headings, rows)) if blocks else ""
+    return _folded("Error per block", _table(caption, headings, rows, kind="")) if blocks else ""
 
 
 def _error(report: EvalReport, block: str) -> str:
     value = report.layer_error.get(block)
-    return "-" if value is None else short(value)
+    return UNRESOLVED if value is None else short(value)
 
 
 def _conditions(comparison: Comparison) -> str:

@@ -32,20 +32,22 @@ if TYPE_CHECKING:
     from llmc.eval.comparison import Comparison, Row
 
 PALETTE = (
-    ("#0068a8", "#5ab0f0"),
-    ("#bf4a00", "#ff8f4d"),
-    ("#007a5a", "#34c99b"),
-    ("#a8397a", "#ee8fc4"),
-    ("#6f6100", "#dccb4a"),
-    ("#5a4fcf", "#aca3ff"),
-    ("#5f5f5f", "#b9b9b9"),
+    ("#0044a5", "#0a72bb"),
+    ("#ec5e10", "#c23a1d"),
+    ("#129564", "#1eefa5"),
+    ("#d552aa", "#f2b4e7"),
+    ("#724202", "#ff9e03"),
+    ("#9f10fe", "#8134ff"),
+    ("#3f3c3c", "#786f6c"),
 )
-"""Colours of the models in light and in dark, after Okabe and Ito; each readable on its page. Dashes differ as well."""
+"""Colours of the models on a light and on a dark page: their contrast to it is 3 or more, and they are far apart under
+the simulations of colour blindness of Machado, Oliveira and Fernandes 2009. Dashes differ as well."""
 
 DASHES: tuple[Any, ...] = ("-", (0, (5, 2)), (0, (1, 1.3)), (0, (6, 1.5, 1, 1.5)))
 INK, FAINT, PAPER = "#1b1f24", "#d3d8de", "#fffffe"
-FONT = 10  # points
-WIDTH, HEIGHT = 5.4, 3.9  # inches: shrunk to a phone's width the font stays legible
+FONT = 11  # points
+WIDTH, HEIGHT = 4.8, 3.6  # inches: shrunk to a phone's width the font stays legible
+HALF = 17  # characters of a label that half the width of a plot holds
 RANKS = 240  # points of a line of the distribution
 SVG = "http://www.w3.org/2000/svg"
 XLINK = "http://www.w3.org/1999/xlink"
@@ -221,7 +223,8 @@ def _error_per_block(axes: Axes, comparison: Comparison) -> bool:
     for i, row in enumerate(comparison.rows):
         errors = np.array([row.report.layer_error.get(block, 0.0) for block in blocks], dtype=np.float64)
         shown = np.where(np.isfinite(errors) & (errors > 0), errors, np.nan)
-        axes.plot(range(len(blocks)), shown, marker="o", markersize=3.5, **_line(i))
+        if not np.isnan(shown).all():
+            axes.plot(range(len(blocks)), shown, marker="o", markersize=3.5, **_line(i))
     axes.set_yscale("log")
     _number_log(axes.yaxis)
     step = max(1, math.ceil(len(blocks) / 16))
@@ -312,16 +315,17 @@ def _empty(rows: Sequence[tuple[int, Row]], legend: bool) -> Figure:
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
 
-    lines = math.ceil(len(rows) / 2) if legend else 0
+    names = [clipped(row.label) for _, row in rows]
+    columns = 2 if all(len(name) <= HALF for name in names) else 1
+    lines = math.ceil(len(rows) / columns) if legend else 0
     figure = Figure(figsize=(WIDTH, HEIGHT + 0.19 * lines), dpi=72, layout="constrained")
     figure.subplots()
     if legend:
         handles = [Line2D([], [], **_line(i)) for i, _ in rows]
-        names = [clipped(row.label) for _, row in rows]
         # matplotlib leaves out what begins with an underscore
         shown = [f"\N{HAIR SPACE}{name}" if name.startswith("_") else name for name in names]
         figure.legend(
-            handles, shown, loc="outside lower left", ncols=2, frameon=False, handlelength=3, fontsize=FONT - 1
+            handles, shown, loc="outside lower left", ncols=columns, frameon=False, handlelength=3, fontsize=FONT - 1
         )
     return figure
 
@@ -343,6 +347,9 @@ def _svg(kind: _Kind, comparison: Comparison, *, page: bool) -> str:
     for each in root.iter():
         for key in each.attrib:
             each.attrib[key] = _own(key, each.attrib[key], kind.name, page)
+    for sheet in root.findall(f"{{{SVG}}}defs[{{{SVG}}}style]"):
+        root.remove(sheet)  # its rules would hold for the page around it
+    root.attrib |= {"stroke-linejoin": "round", "stroke-linecap": "butt"}
     root.attrib |= {"role": "img", "aria-labelledby": f"{kind.name}-title {kind.name}-desc"}
     for position, (tag, text) in enumerate((("title", kind.title), ("desc", kind.says))):
         told = ElementTree.Element(f"{{{SVG}}}{tag}", {"id": f"{kind.name}-{tag}"})
