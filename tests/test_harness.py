@@ -95,12 +95,13 @@ def test_a_local_task_gives_what_ours_gives(models: Models, tasks: Path, capfd: 
 
 def test_tasks_that_cannot_be_run(models: Models, tasks: Path) -> None:
     pytest.importorskip("lm_eval")
-    for names, options, kind, line in (
+    cases: tuple[tuple[list[str], dict[str, Any], type[LlmcError], str], ...] = (
         (["llmc_quizz"], {}, UsageError, "lm-evaluation-harness has no task 'llmc_quizz'; did you mean 'llmc_quiz'?"),
         ([], {}, UsageError, "--harness: no task is named; see `lm-eval ls tasks`"),
         (["a"], {"include_path": tasks / "none"}, UsageError, f"{tasks}/none: no such folder of tasks"),
         (["llmc_gone"], {}, LlmcError, "llmc_gone: its data is not there: "),
-    ):
+    )
+    for names, options, kind, line in cases:
         with pytest.raises(kind) as caught:
             run_harness(*models[0], names, **{"include_path": tasks, **options})
         assert line in str(caught.value) and caught.value.exit_code == 2
