@@ -54,7 +54,7 @@ def bart(seed: int) -> Scored:
     widths = {"d_model": 16, "encoder_ffn_dim": 32, "decoder_ffn_dim": 32, "max_position_embeddings": 40}
     ends = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 2}
     torch.manual_seed(seed)
-    model = transformers.BartForConditionalGeneration(make(vocab_size=256, **layers, **widths, **ends)).eval()
+    model: Any = transformers.BartForConditionalGeneration(make(vocab_size=256, **layers, **widths, **ends)).eval()
     with torch.no_grad():
         model.model.shared.weight.mul_(20)
     return Scored(f"bart{seed}", model)

@@ -1,8 +1,9 @@
 """Whether greedy text runs in circles: repetition and distinct n-grams of what a model says after pieces of a text.
 
-Damaged models loop long before their perplexity says so (Holtzman et al. 2020, arXiv:1904.09751, on how likely text
-degenerates; distinct-n after Li et al. 2016, arXiv:1510.03055). Li counts n-grams over all texts at once; here each
-continuation counts its own, and the sums are divided: a sum per prompt can be drawn again by the bootstrap, while texts
+What a model writes by itself may loop while its perplexity, given the right text, looks well (Holtzman et al. 2020,
+arXiv:1904.09751). Damage may also end in noise, which repeats less: a difference counts in both directions. Distinct-n
+is that of Li et al. 2016 (arXiv:1510.03055) but for one thing: they count n-grams over all texts at once, here each
+continuation counts its own, and the sums are divided. A sum per prompt can be drawn again by the bootstrap, while texts
 drawn twice would share all their n-grams and look degenerate.
 """
 

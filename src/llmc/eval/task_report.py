@@ -152,7 +152,7 @@ def task_report(task: Task, mine: TaskScores, original: TaskScores | None = None
         log_likelihood=_mean(mine),
         original_log_likelihood=None if original is None else _mean(original),
         metrics=figures,
-        **_compared(right, None if original is None else original.correct[main]),
+        **compare_items(right, None if original is None else original.correct[main]),
     )
 
 
@@ -169,8 +169,8 @@ def _mean(scores: TaskScores) -> float | None:
     return None if scores.log_likelihood is None else float(scores.log_likelihood.mean())
 
 
-def _compared(right: NDArray[np.bool_], before: NDArray[np.bool_] | None) -> dict[str, Any]:
-    """The fields of a TaskReport that come from who got which items right: `[items]` each."""
+def compare_items(right: NDArray[np.bool_], before: NDArray[np.bool_] | None) -> dict[str, Any]:
+    """What comes from who got which items right, `[items]` each: fields of a TaskReport, `accuracy` left out."""
     columns = [np.ones(len(right)), right] + ([] if before is None else [before])
     table = np.stack(columns, axis=1).astype(np.float64)  # [items, columns]
     intervals = paired_intervals(table, FIGURES if before is not None else {"accuracy": FIGURES["accuracy"]})
