@@ -72,12 +72,15 @@ class Plot:
 
 @dataclass(frozen=True)
 class _Kind:
-    """What to draw: `draw(axes, comparison)` says whether the plot names all its rows; lines are named by a legend."""
+    """What to draw: `draw(axes, comparison, legend)` says whether the plot names all its rows.
+
+    With a legend below it, points are numbered as there. `lines` always have one.
+    """
 
     name: str
     title: str
     says: str
-    draw: Callable[[Axes, Comparison], bool]
+    draw: Callable[[Axes, Comparison, bool], bool]
     has: Callable[[Row], bool]
     lines: bool = True
 
@@ -153,7 +156,7 @@ def _loss(row: Row, comparison: Comparison) -> float | None:
     return value if value is not None and math.isfinite(value) else None
 
 
-def _loss_against_bytes(axes: Axes, comparison: Comparison) -> bool:
+def _loss_against_bytes(axes: Axes, comparison: Comparison, legend: bool) -> bool:
     """A point per model. Losses of 0 lie on the lower border of a log axis."""
     found = [(i, row, loss) for i, row in enumerate(comparison.rows) if (loss := _loss(row, comparison)) is not None]
     log = comparison.loss != "flip_rate"
@@ -174,7 +177,8 @@ def _loss_against_bytes(axes: Axes, comparison: Comparison) -> bool:
         axes.set_yscale("log")
         _number_log(axes.yaxis)
     _share_axis(axes, comparison.original.weight_bytes / 1e6)
-    return _name_points(axes, points, [clipped(row.label) for _, row, _ in found], corners)
+    names = [str(i + 1) if legend else clipped(row.label) for i, row, _ in found]
+    return _name_points(axes, points, names, corners)
 
 
 def _share_axis(axes: Axes, original: float) -> None:
@@ -217,7 +221,7 @@ def _name_points(axes: Axes, points: Sequence[Point], names: Sequence[str], corn
     return None not in boxes
 
 
-def _error_per_block(axes: Axes, comparison: Comparison) -> bool:
+def _error_per_block(axes: Axes, comparison: Comparison, legend: bool) -> bool:
     """A line per model over all blocks that some model has; blocks without a figure above 0 leave a gap."""
     blocks = list(dict.fromkeys(block for row in comparison.rows for block in row.report.layer_error))
     for i, row in enumerate(comparison.rows):
@@ -239,7 +243,7 @@ def _tail_of(path: str) -> str:
     return clipped(path.rsplit(".", 1)[-1])
 
 
-def _kl_of_tokens(axes: Axes, comparison: Comparison) -> bool:
+def _kl_of_tokens(axes: Axes, comparison: Comparison, legend: bool) -> bool:
     """The share of tokens from each KL up, both axes log."""
     highest = max(tail[0][0] for row in comparison.rows if len((tail := _tail(row))[0]))
     for i, row in enumerate(comparison.rows):
@@ -303,27 +307,29 @@ def _settings() -> Iterator[None]:
 def _figure(kind: _Kind, comparison: Comparison) -> Figure:
     """The plot, with the names of the lines, or of points that found no room for theirs, below it."""
     rows = [(i, row) for i, row in enumerate(comparison.rows) if kind.has(row)]
-    figure = _empty(rows, legend=kind.lines)
-    if not kind.draw(figure.axes[0], comparison) and not kind.lines:
-        figure = _empty(rows, legend=True)
-        kind.draw(figure.axes[0], comparison)
+    figure = _empty(rows, legend=kind.lines, lines=kind.lines)
+    if not kind.draw(figure.axes[0], comparison, kind.lines) and not kind.lines:
+        figure = _empty(rows, legend=True, lines=False)
+        kind.draw(figure.axes[0], comparison, True)
     return figure
 
 
-def _empty(rows: Sequence[tuple[int, Row]], legend: bool) -> Figure:
-    """Axes without data; with `legend`, these rows below them."""
+def _empty(rows: Sequence[tuple[int, Row]], *, legend: bool, lines: bool) -> Figure:
+    """Axes without data; with `legend`, these rows below them: as lines, or as numbered points."""
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
 
     names = [clipped(row.label) for _, row in rows]
     columns = 2 if all(len(name) <= HALF for name in names) else 1
-    lines = math.ceil(len(rows) / columns) if legend else 0
-    figure = Figure(figsize=(WIDTH, HEIGHT + 0.19 * lines), dpi=72, layout="constrained")
+    height = 0.19 * math.ceil(len(rows) / columns) if legend else 0.0
+    figure = Figure(figsize=(WIDTH, HEIGHT + height), dpi=72, layout="constrained")
     figure.subplots()
     if legend:
-        handles = [Line2D([], [], **_line(i)) for i, _ in rows]
+        point: dict[str, Any] = {"marker": "o", "linestyle": "none"}
+        handles = [Line2D([], [], **(_line(i) | ({} if lines else point))) for i, _ in rows]
         # matplotlib leaves out what begins with an underscore
         shown = [f"\N{HAIR SPACE}{name}" if name.startswith("_") else name for name in names]
+        shown = shown if lines else [f"{i + 1}  {name}" for (i, _), name in zip(rows, names, strict=True)]
         figure.legend(
             handles, shown, loc="outside lower left", ncols=columns, frameon=False, handlelength=3, fontsize=FONT - 1
         )
