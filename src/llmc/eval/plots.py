@@ -165,9 +165,11 @@ def _loss_against_bytes(axes: Axes, comparison: Comparison, legend: bool) -> boo
     front = sorted(point for point, (_, row, _) in zip(points, found, strict=True) if row.dominated_by is None)
     corners = [corner for a, b in pairwise(front) for corner in (a, (b[0], a[1]))] + front[-1:]
     axes.plot(*zip(*corners, strict=True), color=INK, linewidth=0.8, alpha=0.6, zorder=1)
+    lines = list(pairwise(corners))
     for (x, y), (i, row, _) in zip(points, found, strict=True):
-        low, high = row.report.intervals.get(comparison.loss or "kl", (y, y))
-        axes.plot([x, x], [max(low, floor), max(high, floor)], color=colour(i), linewidth=1.2, zorder=2)
+        low, high = (max(edge, floor) for edge in row.report.intervals.get(comparison.loss or "kl", (y, y)))
+        lines.append(((x, low), (x, high)))
+        axes.plot([x, x], [low, high], color=colour(i), linewidth=1.2, zorder=2)
         face, shape = PAPER if row.dominated_by else colour(i), "D" if row.control_of else "o"
         axes.plot([x], [y], shape, markersize=7, color=colour(i), markerfacecolor=face, markeredgewidth=1.6, zorder=3)
     axes.set_xlabel("weight files, MB")
@@ -178,7 +180,7 @@ def _loss_against_bytes(axes: Axes, comparison: Comparison, legend: bool) -> boo
         _number_log(axes.yaxis)
     _share_axis(axes, comparison.original.weight_bytes / 1e6)
     names = [str(i + 1) if legend else clipped(row.label) for i, row, _ in found]
-    return _name_points(axes, points, names, corners)
+    return _name_points(axes, points, names, lines)
 
 
 def _share_axis(axes: Axes, original: float) -> None:
@@ -193,18 +195,20 @@ def _share_axis(axes: Axes, original: float) -> None:
     axes.secondary_xaxis("top", functions=(share, mb)).set_xlabel("% of the original")
 
 
-def _name_points(axes: Axes, points: Sequence[Point], names: Sequence[str], corners: Sequence[Point]) -> bool:
+def _name_points(
+    axes: Axes, points: Sequence[Point], names: Sequence[str], lines: Sequence[tuple[Point, Point]]
+) -> bool:
     """Write each name where it covers nothing, with a thin line where that is far from its point.
 
-    `corners` are those of a line that no name may cover. Returns whether all names found room.
+    No name may cover `lines`, upright or level ones. Returns whether all names found room.
     """
     figure: Any = axes.figure
     figure.draw_without_rendering()  # fixes the layout: only now is it known where points lie
     figure.set_layout_engine("none")
     to, back = axes.transData, axes.transData.inverted()
     at: list[Point] = [tuple(to.transform(point)) for point in points]
-    line = [(min(a[0], b[0]), min(a[1], b[1]), max(a[0], b[0]), max(a[1], b[1])) for a, b in pairwise(corners)]
-    drawn = [(*to.transform(box[:2]), *to.transform(box[2:])) for box in line]
+    spans = [(min(a[0], b[0]), min(a[1], b[1]), max(a[0], b[0]), max(a[1], b[1])) for a, b in lines]
+    drawn = [(*to.transform(span[:2]), *to.transform(span[2:])) for span in spans]
     texts = [axes.text(0, 0, name, fontsize=FONT - 1, verticalalignment="bottom") for name in names]
     sizes = [(extent.width, extent.height) for extent in (text.get_window_extent() for text in texts)]
     left, bottom, right, top = axes.get_window_extent().extents
@@ -321,7 +325,7 @@ def _empty(rows: Sequence[tuple[int, Row]], *, legend: bool, lines: bool) -> Fig
 
     names = [clipped(row.label) for _, row in rows]
     columns = 2 if all(len(name) <= HALF for name in names) else 1
-    height = 0.19 * math.ceil(len(rows) / columns) if legend else 0.0
+    height = 0.21 * math.ceil(len(rows) / columns) if legend else 0.0
     figure = Figure(figsize=(WIDTH, HEIGHT + height), dpi=72, layout="constrained")
     figure.subplots()
     if legend:
