@@ -72,12 +72,15 @@ class Plot:
 
 @dataclass(frozen=True)
 class _Kind:
-    """What to draw: `draw(axes, comparison)` says whether the plot names all its rows; lines are named by a legend."""
+    """What to draw: `draw(axes, comparison, legend)` says whether the plot names all its rows.
+
+    With a legend below it, points are numbered as there. `lines` always have one.
+    """
 
     name: str
     title: str
     says: str
-    draw: Callable[[Axes, Comparison], bool]
+    draw: Callable[[Axes, Comparison, bool], bool]
     has: Callable[[Row], bool]
     lines: bool = True
 
@@ -153,7 +156,7 @@ def _loss(row: Row, comparison: Comparison) -> float | None:
     return value if value is not None and math.isfinite(value) else None
 
 
-def _loss_against_bytes(axes: Axes, comparison: Comparison) -> bool:
+def _loss_against_bytes(axes: Axes, comparison: Comparison, legend: bool) -> bool:
     """A point per model. Losses of 0 lie on the lower border of a log axis."""
     found = [(i, row, loss) for i, row in enumerate(comparison.rows) if (loss := _loss(row, comparison)) is not None]
     log = comparison.loss != "flip_rate"
@@ -162,9 +165,11 @@ def _loss_against_bytes(axes: Axes, comparison: Comparison) -> bool:
     front = sorted(point for point, (_, row, _) in zip(points, found, strict=True) if row.dominated_by is None)
     corners = [corner for a, b in pairwise(front) for corner in (a, (b[0], a[1]))] + front[-1:]
     axes.plot(*zip(*corners, strict=True), color=INK, linewidth=0.8, alpha=0.6, zorder=1)
+    lines = list(pairwise(corners))
     for (x, y), (i, row, _) in zip(points, found, strict=True):
-        low, high = row.report.intervals.get(comparison.loss or "kl", (y, y))
-        axes.plot([x, x], [max(low, floor), max(high, floor)], color=colour(i), linewidth=1.2, zorder=2)
+        low, high = (max(edge, floor) for edge in row.report.intervals.get(comparison.loss or "kl", (y, y)))
+        lines.append(((x, low), (x, high)))
+        axes.plot([x, x], [low, high], color=colour(i), linewidth=1.2, zorder=2)
         face, shape = PAPER if row.dominated_by else colour(i), "D" if row.control_of else "o"
         axes.plot([x], [y], shape, markersize=7, color=colour(i), markerfacecolor=face, markeredgewidth=1.6, zorder=3)
     axes.set_xlabel("weight files, MB")
@@ -174,7 +179,8 @@ def _loss_against_bytes(axes: Axes, comparison: Comparison) -> bool:
         axes.set_yscale("log")
         _number_log(axes.yaxis)
     _share_axis(axes, comparison.original.weight_bytes / 1e6)
-    return _name_points(axes, points, [clipped(row.label) for _, row, _ in found], corners)
+    names = [str(i + 1) if legend else clipped(row.label) for i, row, _ in found]
+    return _name_points(axes, points, names, lines)
 
 
 def _share_axis(axes: Axes, original: float) -> None:
@@ -189,18 +195,20 @@ def _share_axis(axes: Axes, original: float) -> None:
     axes.secondary_xaxis("top", functions=(share, mb)).set_xlabel("% of the original")
 
 
-def _name_points(axes: Axes, points: Sequence[Point], names: Sequence[str], corners: Sequence[Point]) -> bool:
+def _name_points(
+    axes: Axes, points: Sequence[Point], names: Sequence[str], lines: Sequence[tuple[Point, Point]]
+) -> bool:
     """Write each name where it covers nothing, with a thin line where that is far from its point.
 
-    `corners` are those of a line that no name may cover. Returns whether all names found room.
+    No name may cover `lines`, upright or level ones. Returns whether all names found room.
     """
     figure: Any = axes.figure
     figure.draw_without_rendering()  # fixes the layout: only now is it known where points lie
     figure.set_layout_engine("none")
     to, back = axes.transData, axes.transData.inverted()
     at: list[Point] = [tuple(to.transform(point)) for point in points]
-    line = [(min(a[0], b[0]), min(a[1], b[1]), max(a[0], b[0]), max(a[1], b[1])) for a, b in pairwise(corners)]
-    drawn = [(*to.transform(box[:2]), *to.transform(box[2:])) for box in line]
+    spans = [(min(a[0], b[0]), min(a[1], b[1]), max(a[0], b[0]), max(a[1], b[1])) for a, b in lines]
+    drawn = [(*to.transform(span[:2]), *to.transform(span[2:])) for span in spans]
     texts = [axes.text(0, 0, name, fontsize=FONT - 1, verticalalignment="bottom") for name in names]
     sizes = [(extent.width, extent.height) for extent in (text.get_window_extent() for text in texts)]
     left, bottom, right, top = axes.get_window_extent().extents
@@ -217,7 +225,7 @@ def _name_points(axes: Axes, points: Sequence[Point], names: Sequence[str], corn
     return None not in boxes
 
 
-def _error_per_block(axes: Axes, comparison: Comparison) -> bool:
+def _error_per_block(axes: Axes, comparison: Comparison, legend: bool) -> bool:
     """A line per model over all blocks that some model has; blocks without a figure above 0 leave a gap."""
     blocks = list(dict.fromkeys(block for row in comparison.rows for block in row.report.layer_error))
     for i, row in enumerate(comparison.rows):
@@ -239,7 +247,7 @@ def _tail_of(path: str) -> str:
     return clipped(path.rsplit(".", 1)[-1])
 
 
-def _kl_of_tokens(axes: Axes, comparison: Comparison) -> bool:
+def _kl_of_tokens(axes: Axes, comparison: Comparison, legend: bool) -> bool:
     """The share of tokens from each KL up, both axes log."""
     highest = max(tail[0][0] for row in comparison.rows if len((tail := _tail(row))[0]))
     for i, row in enumerate(comparison.rows):
@@ -303,27 +311,29 @@ def _settings() -> Iterator[None]:
 def _figure(kind: _Kind, comparison: Comparison) -> Figure:
     """The plot, with the names of the lines, or of points that found no room for theirs, below it."""
     rows = [(i, row) for i, row in enumerate(comparison.rows) if kind.has(row)]
-    figure = _empty(rows, legend=kind.lines)
-    if not kind.draw(figure.axes[0], comparison) and not kind.lines:
-        figure = _empty(rows, legend=True)
-        kind.draw(figure.axes[0], comparison)
+    figure = _empty(rows, legend=kind.lines, lines=kind.lines)
+    if not kind.draw(figure.axes[0], comparison, kind.lines) and not kind.lines:
+        figure = _empty(rows, legend=True, lines=False)
+        kind.draw(figure.axes[0], comparison, True)
     return figure
 
 
-def _empty(rows: Sequence[tuple[int, Row]], legend: bool) -> Figure:
-    """Axes without data; with `legend`, these rows below them."""
+def _empty(rows: Sequence[tuple[int, Row]], *, legend: bool, lines: bool) -> Figure:
+    """Axes without data; with `legend`, these rows below them: as lines, or as numbered points."""
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
 
     names = [clipped(row.label) for _, row in rows]
     columns = 2 if all(len(name) <= HALF for name in names) else 1
-    lines = math.ceil(len(rows) / columns) if legend else 0
-    figure = Figure(figsize=(WIDTH, HEIGHT + 0.19 * lines), dpi=72, layout="constrained")
+    height = 0.21 * math.ceil(len(rows) / columns) if legend else 0.0
+    figure = Figure(figsize=(WIDTH, HEIGHT + height), dpi=72, layout="constrained")
     figure.subplots()
     if legend:
-        handles = [Line2D([], [], **_line(i)) for i, _ in rows]
+        point: dict[str, Any] = {"marker": "o", "linestyle": "none"}
+        handles = [Line2D([], [], **(_line(i) | ({} if lines else point))) for i, _ in rows]
         # matplotlib leaves out what begins with an underscore
         shown = [f"\N{HAIR SPACE}{name}" if name.startswith("_") else name for name in names]
+        shown = shown if lines else [f"{i + 1}  {name}" for (i, _), name in zip(rows, names, strict=True)]
         figure.legend(
             handles, shown, loc="outside lower left", ncols=columns, frameon=False, handlelength=3, fontsize=FONT - 1
         )
