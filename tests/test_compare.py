@@ -8,6 +8,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import numpy as np
 import pytest
 import torch
@@ -17,6 +18,7 @@ from tiny_models import build, corpus
 import llmc
 from llmc.cli import execute
 from llmc.errors import LlmcError
+from llmc.eval.comparison import schema
 
 SCORING: dict[str, Any] = {"context": 64, "stride": 64, "max_tokens": 1500}
 
@@ -157,6 +159,7 @@ def test_the_command_line_writes_what_it_was_asked_for(
         capsys, "compare", str(place / "w4"), str(place / "w3"), *how, *text, *files, "--gate", "kl < 1e-9"
     )
     assert code == 1 and plain["error"]["kind"] == "gate"
+    jsonschema.validate(plain, schema())
     assert [row["label"] for row in plain["rows"]] == ["w3", "w4"]
     assert "FAILED" in (tmp_path / "t.md").read_text()
     assert "<!doctype html>" in (tmp_path / "r.html").read_text().lower()
@@ -229,7 +232,10 @@ def test_logits_that_are_no_numbers_name_their_layer(place: Path, tmp_path: Path
 
 
 def test_degeneration_is_counted_on_both_models(place: Path) -> None:
-    row = compared(place, "damaged", degeneration=True).report.rows[0].report
+    comparison = compared(place, "damaged", degeneration=True, speed=True).report
+    jsonschema.validate(comparison.to_json(), schema())
+    row = comparison.rows[0].report
+    assert row.speed is not None and row.speed["decode_tokens_per_s"] > 0 and row.speed["load_seconds"] > 0
     found = row.degeneration
     assert found is not None and found["prompts"] == 32
     assert found["repetition_rate_difference"] == pytest.approx(
@@ -248,8 +254,9 @@ def test_an_encoder_is_measured_by_its_vectors(tmp_path: Path) -> None:
     assert 0 < found["cosine"] < 1 and -1 <= found["rank_correlation"] < 1
     same = llmc.evaluate(original, against=original, text=text).embeddings
     assert same is not None and same["cosine"] == pytest.approx(1) and same["rank_correlation"] == pytest.approx(1)
-    rows = llmc.compare([copy], against=original, text=text).report.rows  # type: ignore[union-attr]
-    assert rows[0].report.embeddings == found
+    comparison: Any = llmc.compare([copy], against=original, text=text).report
+    jsonschema.validate(comparison.to_json(), schema())
+    assert comparison.rows[0].report.embeddings == found
     pairs = tmp_path / "sts.jsonl"
     lines = [line for line in text.read_text().splitlines() if line.strip()][:20]
     items = [
@@ -292,7 +299,7 @@ def test_each_kind_of_model_says_what_it_can_be_measured_on(
     model = build(name, tmp_path / "m")
     corpus(tmp_path, words=50)
     (tmp_path / "x.jsonl").write_text('{"query": "a", "choices": ["b", "c"], "gold": 0}\n')
-    given = {
+    given: dict[str, Any] = {
         key: [tmp_path / v for v in value] if isinstance(value, list) else tmp_path / value
         for key, value in options.items()
     }

@@ -97,7 +97,7 @@ def test_tasks_that_cannot_be_run(models: Models, tasks: Path) -> None:
     pytest.importorskip("lm_eval")
     cases: tuple[tuple[list[str], dict[str, Any], type[LlmcError], str], ...] = (
         (["llmc_quizz"], {}, UsageError, "lm-evaluation-harness has no task 'llmc_quizz'; did you mean 'llmc_quiz'?"),
-        ([], {}, UsageError, "--harness: no task is named; see `lm-eval ls tasks`"),
+        ([], {}, UsageError, "--lm-eval: no task is named; see `lm-eval ls tasks`"),
         (["a"], {"include_path": tasks / "none"}, UsageError, f"{tasks}/none: no such folder of tasks"),
         (["llmc_gone"], {}, LlmcError, "llmc_gone: its data is not there: "),
     )
@@ -131,7 +131,7 @@ def test_a_harness_that_is_not_installed(models: Models, monkeypatch: pytest.Mon
     monkeypatch.delitem(__import__("sys").modules, "lm_eval.models.huggingface", raising=False)
     with pytest.raises(UnsupportedError) as caught:
         run_harness(*models[0], ["arc_easy"])
-    assert str(caught.value) == "--harness: lm-evaluation-harness is not installed; pip install lm-eval"
+    assert str(caught.value) == "--lm-eval: lm-evaluation-harness is not installed; pip install lm-eval"
 
 
 SAMPLES: list[dict[str, Any]] = [
@@ -175,7 +175,7 @@ def test_runs_on_different_items_are_not_compared() -> None:
     other = subject._scores(RESULTS, [{**row, "doc_hash": "x"} for row in SAMPLES])
     with pytest.raises(LlmcError) as caught:
         compare_harness({"t": one}, {"t": other})
-    assert str(caught.value) == "--harness: the two models were not asked the same items of t"
+    assert str(caught.value) == "--lm-eval: the two models were not asked the same items of t"
 
 
 def test_values_whose_mean_is_not_the_figure_have_no_interval() -> None:

@@ -37,6 +37,13 @@ class Measuring:
     degeneration: Annotated[
         bool, Option("--degeneration", help="Also continue parts of the text greedily, and count what repeats.")
     ] = False
+    lm_eval: Annotated[
+        list[str] | None,
+        Option("--lm-eval", metavar="TASK[,TASK]", help="Tasks of lm-evaluation-harness, if installed; repeatable."),
+    ] = None
+    lm_eval_path: Annotated[str | None, Option("--lm-eval-path", metavar="DIR", help="A folder with more of them.")] = (
+        None
+    )
     bits_per_byte: Annotated[
         bool, Option("--bits-per-byte", help="Compare this alone on the text: the tokenizers may differ.")
     ] = False
@@ -66,6 +73,8 @@ class Measuring:
         given = {name: value for name, value in asdict(self).items() if value not in (None, []) and value is not False}
         if "task" in given:
             given["tasks"] = files(given.pop("task"))
+        if "lm_eval" in given:
+            given["lm_eval"] = [name for each in given["lm_eval"] for name in each.split(",") if name]
         if "gate" in given:
             given["gates"] = given.pop("gate")
         limit = _size(given.pop("cache_size")) if "cache_size" in given else None

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from llmc.eval.subject import Subject
 
 TAKES = {
-    "decoder": ("--text", "--task", "--prompt", "--speed", "--degeneration"),
+    "decoder": ("--text", "--task", "--prompt", "--speed", "--degeneration", "--lm-eval"),
     "encoder": ("--text", "--pairs"),
     "encoder_decoder": ("--pairs",),
 }
@@ -42,6 +42,7 @@ class Conditions:
         context, stride: window length and distance in tokens.
         max_tokens: use only the first tokens of the text.
         prompt: to be continued greedily.
+        lm_eval: tasks of lm-evaluation-harness; `lm_eval_path` is a folder with more of them.
         pairs: what encoders and encoder-decoders are measured on, None where nothing was given; `pairs_path` of it.
         limit: use only the first items, pairs, and lines for an encoder.
     """
@@ -56,6 +57,8 @@ class Conditions:
     prompt: str | None
     speed: bool
     degeneration: bool
+    lm_eval: tuple[str, ...]
+    lm_eval_path: str | None
     bits_per_byte: bool
     limit: int | None
     pairs_path: str | None
@@ -74,6 +77,8 @@ def read_conditions(
     pairs: str | Path | None = None,
     speed: bool = False,
     degeneration: bool = False,
+    lm_eval: Sequence[str] = (),
+    lm_eval_path: str | Path | None = None,
     bits_per_byte: bool = False,
 ) -> Conditions:
     """Read text and tasks.
@@ -83,7 +88,7 @@ def read_conditions(
         CalibrationError: a file that cannot be read or used.
     """
     _check_options(context, stride, max_tokens)
-    if text is None and not tasks and pairs is None:
+    if text is None and not tasks and pairs is None and not lm_eval:
         raise UsageError("nothing to measure on", where="--text", fix="give --text FILE, --task FILE or both")
     for option, wanted in (("bits-per-byte", bits_per_byte), ("degeneration", degeneration)):
         if wanted and text is None:
@@ -103,6 +108,8 @@ def read_conditions(
         prompt=prompt,
         speed=speed,
         degeneration=degeneration,
+        lm_eval=tuple(lm_eval),
+        lm_eval_path=None if lm_eval_path is None else str(lm_eval_path),
         bits_per_byte=bits_per_byte,
         limit=limit,
         pairs_path=None if pairs is None else str(pairs),
@@ -127,7 +134,7 @@ def for_kind(conditions: Conditions, subjects: Sequence[Subject]) -> Conditions:
         "--task": conditions.tasks or None,
     }
     given |= {"--prompt": conditions.prompt, "--speed": conditions.speed or None}
-    given |= {"--degeneration": conditions.degeneration or None}
+    given |= {"--degeneration": conditions.degeneration or None, "--lm-eval": conditions.lm_eval or None}
     allowed = TAKES[first.kind]
     wrong = next((name for name, value in given.items() if value is not None and name not in allowed), None)
     if wrong is not None:

@@ -41,6 +41,8 @@ def evaluate(
     pairs: str | Path | None = None,
     speed: bool = False,
     degeneration: bool = False,
+    lm_eval: Sequence[str] = (),
+    lm_eval_path: str | Path | None = None,
     bits_per_byte: bool = False,
     device: str = "cpu",
     dtype: str = "float32",
@@ -64,6 +66,7 @@ def evaluate(
             `score`, in place of a text, of which lines are compared two by two.
         speed: also measure loading, prefill, decoding and peak memory.
         degeneration: also continue parts of the text greedily, and count what repeats.
+        lm_eval: tasks of lm-evaluation-harness, which has to be installed; `lm_eval_path`: a folder with more of them.
         bits_per_byte: compare this alone on the text, which needs no common tokenizer.
         dtype: of the computation, `float32`, `bfloat16` or `float16`.
         cache: folder where what the original shows is kept for the next candidate; None keeps nothing.
@@ -86,6 +89,8 @@ def evaluate(
         pairs=pairs,
         speed=speed,
         degeneration=degeneration,
+        lm_eval=lm_eval,
+        lm_eval_path=lm_eval_path,
         bits_per_byte=bits_per_byte,
     )
     make = partial(

@@ -78,7 +78,7 @@ def run_harness(
     """
     evaluator, wrapper, _ = _installed()
     if not tasks:
-        raise UsageError("no task is named", where="--harness", fix="see `lm-eval ls tasks`")
+        raise UsageError("no task is named", where="--lm-eval", fix="see `lm-eval ls tasks`")
     if include_path is not None and not Path(include_path).is_dir():
         raise UsageError("no such folder of tasks", where=str(include_path))
     with _silence(), _failures(tasks):
@@ -135,7 +135,7 @@ def _compared(task: str, metric: str, mine: HarnessScores, original: HarnessScor
     if values is None:
         return figures
     if mine.documents[metric] != original.documents[metric]:
-        raise InputError(f"the two models were not asked the same items of {task}", where="--harness")
+        raise InputError(f"the two models were not asked the same items of {task}", where="--lm-eval")
     before = original.items[metric]
     if not np.isclose([values.mean(), before.mean()], [figures["value"], figures["original_value"]]).all():
         return figures  # the harness does not take the mean of these
@@ -175,7 +175,7 @@ def _installed() -> tuple[Any, Any, Any]:
         return import_module("lm_eval").simple_evaluate, wrappers.HFLM, import_module("lm_eval.tasks").TaskManager
     except ImportError as error:
         fix = "pip install lm-eval"
-        raise UnsupportedError("lm-evaluation-harness is not installed", where="--harness", fix=fix) from error
+        raise UnsupportedError("lm-evaluation-harness is not installed", where="--lm-eval", fix=fix) from error
 
 
 @lru_cache(maxsize=1)  # it reads thousands of files, and the original is asked right after the other model
@@ -189,7 +189,7 @@ def _require_known(tasks: Sequence[str], known: Sequence[str]) -> None:
         if task not in known:
             near = suggest(task, list(known))
             fix = near if near.startswith("did you mean") else "see `lm-eval ls tasks`"
-            raise UsageError(f"lm-evaluation-harness has no task {task!r}", where="--harness", fix=fix)
+            raise UsageError(f"lm-evaluation-harness has no task {task!r}", where="--lm-eval", fix=fix)
 
 
 @contextlib.contextmanager

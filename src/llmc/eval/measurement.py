@@ -13,6 +13,7 @@ from torch import Tensor
 from llmc.eval.conditions import Conditions, require_positions, require_same_ids, token_ids
 from llmc.eval.degeneration import Degeneration, compare, degeneration
 from llmc.eval.embeddings import Embeddings
+from llmc.eval.harness import HarnessScores, compare_harness, run_harness
 from llmc.eval.layers import TOKENS, layer_errors
 from llmc.eval.loading import require_ids_fit
 from llmc.eval.metrics import Scored, WindowSums, score, windows
@@ -42,6 +43,7 @@ class Shown:
     vectors: Embeddings | None = None
     greedy: Degeneration | None = None
     tasks: tuple[TaskScores, ...] = ()
+    harness: dict[str, HarnessScores] | None = None
     sample: str | None = None
     speed: dict[str, Any] | None = None
 
@@ -57,6 +59,8 @@ class Shown:
             figures = on_pairs(self.subject, None, conditions, None)
         if self.greedy is not None:
             figures["degeneration"] = compare(self.greedy)
+        if self.harness is not None:
+            figures["lm_eval"] = compare_harness(self.harness)
         figures["tasks"] = tuple(task_report(*both) for both in zip(conditions.tasks, self.tasks, strict=True))
         figures["samples"] = () if self.sample is None else (Sample(conditions.prompt or "", self.sample),)
         return _report(self.subject, None, conditions, {**figures, "speed": self.speed})
@@ -77,6 +81,7 @@ def show(original: Original, conditions: Conditions, progress: Progress | None) 
     if conditions.degeneration and shown.ids is not None:
         shown.greedy = original.degeneration(shown.ids)
     shown.tasks = tuple(original.on_task(task) for task in conditions.tasks)
+    shown.harness = _harness(subject, conditions)
     shown.sample = None if conditions.prompt is None else original.sample(conditions.prompt)
     if conditions.speed:
         shown.speed = measure_speed(subject, peak_memory(subject.device))
@@ -112,11 +117,21 @@ def _of_decoder(
     for i, task in enumerate(conditions.tasks):
         mine = judge(scored, subject.tokenizer, task, progress=progress)
         tasks.append(task_report(task, mine, None if original is None else original.tasks[i]))
+    harness = _harness(subject, conditions)
+    if harness is not None:
+        figures["lm_eval"] = compare_harness(harness, None if original is None else original.harness)
     samples: tuple[Sample, ...] = ()
     if conditions.prompt is not None:
         text = greedy(scored.model, subject.tokenizer, conditions.prompt)
         samples = (Sample(conditions.prompt, text, None if original is None else original.sample),)
     return {**figures, "tasks": tuple(tasks), "samples": samples}
+
+
+def _harness(subject: Subject, conditions: Conditions) -> dict[str, HarnessScores] | None:
+    if not conditions.lm_eval:
+        return None
+    how: dict[str, Any] = {"limit": conditions.limit, "include_path": conditions.lm_eval_path}
+    return run_harness(subject.model, subject.tokenizer, conditions.lm_eval, **how)
 
 
 def _of_text(

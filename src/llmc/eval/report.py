@@ -56,6 +56,7 @@ class EvalReport:
             `ranges` (lowest and highest) of what was repeated; None unless it was asked for.
         embeddings: of an encoder, see `llmc.eval.similarity`; None of other models.
         degeneration: of greedy text, see `llmc.eval.degeneration`; None unless it was asked for.
+        lm_eval: task -> metric -> figures, see `llmc.eval.harness`; None unless it was asked for.
         notes: what a reader has to know beside the figures.
         windows: the sums everything comes from; not part of the JSON.
     """
@@ -93,6 +94,7 @@ class EvalReport:
     speed: dict[str, Any] | None = None
     embeddings: dict[str, Any] | None = None
     degeneration: dict[str, Any] | None = None
+    lm_eval: dict[str, Any] | None = None
     notes: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
@@ -106,6 +108,7 @@ class EvalReport:
         document["text"] = self.text and vars(self.text).copy()
         document["tasks"] = {task.name: task.to_json() for task in self.tasks}
         document["worst"] = [dict(place) for place in self.worst]
+        document["notes"] = list(self.notes)
         document["samples"] = [vars(sample).copy() for sample in self.samples]
         return document
 
