@@ -31,6 +31,7 @@ from llmc.eval.comparison_table import (
 )
 from llmc.eval.plots import PALETTE, plots
 from llmc.eval.report import UNRESOLVED
+from llmc.eval.section_tables import section_tables
 
 if TYPE_CHECKING:
     from llmc.eval.comparison import Comparison, Row
@@ -66,6 +67,7 @@ def to_html(comparison: Comparison, *, title: str, gates: Sequence[GateResult] =
         _plots(comparison),
         _tasks(comparison),
         _speed(comparison),
+        _more(comparison),
         _notes(comparison),
         _columns(comparison),
         _worst(comparison),
@@ -283,6 +285,22 @@ def _speed(comparison: Comparison) -> str:
         if report.speed
     ]
     return _section("Speed", _table(_sentence(SPEED_TITLE), ("model", *(SPEED[key][0] for key in keys)), rows))
+
+
+def _more(comparison: Comparison) -> str:
+    """Sections that only some evaluations have."""
+    named = [(name, report) for name, report, _ in named_reports(comparison)]
+    parts = []
+    for table in section_tables(named):
+        headings = [*map(_text, table.columns)]
+        rows = [
+            f'<tr><th scope="row">{_text(cells[0])}</th>'
+            + "".join(_cell((cell, ""), label) for cell, label in zip(cells[1:], headings[1:], strict=True))
+            + "</tr>"
+            for cells in table.rows
+        ]
+        parts.append(_table(_text(_sentence(table.title)), headings, rows))
+    return _section("More", *parts) if parts else ""
 
 
 def _notes(comparison: Comparison) -> str:

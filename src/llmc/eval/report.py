@@ -9,6 +9,7 @@ from typing import Any
 from llmc.eval.markdown import code, plain, row, rule
 from llmc.eval.metrics import WindowSums
 from llmc.eval.samples import Sample
+from llmc.eval.section_tables import section_tables
 from llmc.eval.task_report import TaskReport
 from llmc.eval.task_report import columns as task_columns
 from llmc.structure import Table
@@ -127,9 +128,12 @@ class EvalReport:
             ("bits_per_weight", _figure(self.original_bits_per_weight), _figure(self.bits_per_weight)),
             ("bits_per_weight, model", _figure(self.original_bits_per_weight), _figure(self.model_bits_per_weight)),
         ]
-        rows = (measured if self.text is not None else []) + sizes
+        rows = (measured if self.perplexity is not None else []) + sizes
         if self.against is None:
             return ("", self.model), [(name, mine) for name, _, mine in rows if name not in COMPARED]
+        if self.kl is None and self.bits_per_byte is not None:  # all that tokenizers which differ leave to compare
+            mine = self._cell("bits_per_byte", self.bits_per_byte)
+            rows.insert(1, ("bits per byte", _figure(self.original_bits_per_byte), mine))
         if self.flip_rate is not None:
             rows.insert(len(rows) - len(sizes), ("flip_rate", "0", self._cell("flip_rate", self.flip_rate)))
         return ("", f"original ({self.against})", self.model), list(rows)
@@ -140,9 +144,17 @@ class EvalReport:
         return Table(self.conditions(), columns, tuple(rows))
 
     def tables(self) -> list[Table]:
-        """The table, that of the tasks, and the greedy continuations of each prompt side by side."""
+        """The table, those of tasks and other sections, and the greedy continuations of each prompt side by side."""
         tasks = [self.task_table()] if self.tasks else []
-        return [self.table(), *tasks, *(sample.table() for sample in self.samples)]
+        return [self.table(), *tasks, *self.section_tables(), *(sample.table() for sample in self.samples)]
+
+    def section_tables(self) -> list[Table]:
+        """What only some evaluations have."""
+        from llmc.eval.comparison_table import SPEED, speed_cell
+
+        speed = [(heading, " ".join(speed_cell(self, key)).strip()) for key, (heading, _) in SPEED.items()]
+        tables = section_tables([(self.model, self)])
+        return [*tables, Table("speed", ("", self.model), tuple(speed))] if self.speed else tables
 
     def task_table(self) -> Table:
         """One row per task."""
@@ -160,6 +172,9 @@ class EvalReport:
             width = len(table.columns)
             lines += ["", row([*map(plain, table.columns)]), rule(width, left=(0, width - 1))]
             lines += [*(row([plain(cells[0]), *cells[1:]]) for cells in table.rows), "", TASK_NOTE]
+        for table in self.section_tables():
+            drawn = [row([*map(plain, cells)]) for cells in (table.columns, *table.rows)]
+            lines += ["", f"{plain(table.title)}:", "", drawn[0], rule(len(table.columns)), *drawn[1:]]
         for sample in self.samples:
             lines += ["", f"Greedy continuation of {code(sample.prompt)}:", ""]
             if sample.original is not None:
@@ -172,6 +187,8 @@ class EvalReport:
         how = f"tokenizer {self.tokenizer.name}, computed in {self.dtype}"
         if self.text is None:
             return how
+        if self.tokens is None:
+            return f"{self.text.name}, {how}"
         return f"{self.text.name}, {self.tokens:,} scored tokens, context {self.context}, stride {self.stride}, {how}"
 
     def _cell(self, name: str, value: float | None) -> str:
