@@ -165,10 +165,10 @@ def _loss_against_bytes(axes: Axes, comparison: Comparison, legend: bool) -> boo
     front = sorted(point for point, (_, row, _) in zip(points, found, strict=True) if row.dominated_by is None)
     corners = [corner for a, b in pairwise(front) for corner in (a, (b[0], a[1]))] + front[-1:]
     axes.plot(*zip(*corners, strict=True), color=INK, linewidth=0.8, alpha=0.6, zorder=1)
-    lines = list(pairwise(corners))
+    front_lines, bars = list(pairwise(corners)), []
     for (x, y), (i, row, _) in zip(points, found, strict=True):
         low, high = (max(edge, floor) for edge in row.report.intervals.get(comparison.loss or "kl", (y, y)))
-        lines.append(((x, low), (x, high)))
+        bars.append(((x, low), (x, high)))
         axes.plot([x, x], [low, high], color=colour(i), linewidth=1.2, zorder=2)
         face, shape = PAPER if row.dominated_by else colour(i), "D" if row.control_of else "o"
         axes.plot([x], [y], shape, markersize=7, color=colour(i), markerfacecolor=face, markeredgewidth=1.6, zorder=3)
@@ -180,7 +180,7 @@ def _loss_against_bytes(axes: Axes, comparison: Comparison, legend: bool) -> boo
         _number_log(axes.yaxis)
     _share_axis(axes, comparison.original.weight_bytes / 1e6)
     names = [str(i + 1) if legend else clipped(row.label) for i, row, _ in found]
-    return _name_points(axes, points, names, lines)
+    return _name_points(axes, points, names, [*bars, *front_lines], spare=len(bars))
 
 
 def _share_axis(axes: Axes, original: float) -> None:
@@ -196,11 +196,12 @@ def _share_axis(axes: Axes, original: float) -> None:
 
 
 def _name_points(
-    axes: Axes, points: Sequence[Point], names: Sequence[str], lines: Sequence[tuple[Point, Point]]
+    axes: Axes, points: Sequence[Point], names: Sequence[str], lines: Sequence[tuple[Point, Point]], spare: int
 ) -> bool:
     """Write each name where it covers nothing, with a thin line where that is far from its point.
 
-    No name may cover `lines`, upright or level ones. Returns whether all names found room.
+    No name covers `lines`, upright or level ones; the first `spare` of them only where there is no other room.
+    Returns whether all names found room.
     """
     figure: Any = axes.figure
     figure.draw_without_rendering()  # fixes the layout: only now is it known where points lie
@@ -212,7 +213,9 @@ def _name_points(
     texts = [axes.text(0, 0, name, fontsize=FONT - 1, verticalalignment="bottom") for name in names]
     sizes = [(extent.width, extent.height) for extent in (text.get_window_extent() for text in texts)]
     left, bottom, right, top = axes.get_window_extent().extents
-    boxes = place(at, sizes, (left + 2, bottom + 2, right - 2, top - 2), drawn)
+    border = (left + 2, bottom + 2, right - 2, top - 2)
+    boxes = place(at, sizes, border, drawn)
+    boxes = place(at, sizes, border, drawn[spare:]) if None in boxes else boxes
     for text, point, box in zip(texts, at, boxes, strict=True):
         if box is None:
             text.remove()
