@@ -123,7 +123,7 @@ def _chosen(model: Any, tokenizer: Any, item: Choice) -> int:
         ("multi_hop", 100, 0.9),
         ("copy", 100, 0.95),
         ("in_context", 200, 0.45),
-        ("story", 200, 0.45),
+        ("story", 200, 0.5),
     ],
 )
 def test_model_answers(model: Any, tokenizer: Any, kind: Kind, count: int, least: float) -> None:
