@@ -11,8 +11,9 @@ import json
 import math
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from tokenizers import Tokenizer
@@ -25,12 +26,22 @@ from torch.nn import functional
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from llmc.embedded import tiny_model_path
-from llmc.embedded.world import build_world, documents
+from llmc.embedded.world import Drill, build_world, documents, drills
 
 SEED = 0
-STEPS = 1700
-BATCH, LENGTH = 4, 512  # 2048 tokens a step
-CHARACTERS = 12_500_000  # of train text, enough for one pass: no row is seen twice
+LENGTH = 512
+STEP_TOKENS = 2048
+# Text, steps on it, length of a row. Heads that copy form within some hundred steps on text that nothing else can
+# predict, and late or never in a mixture. Short rows are cheaper; the long ones come last.
+PHASES = (
+    ("copying", 350, 64),
+    ("finding", 500, 256),
+    ("documents", 500, 128),
+    ("documents", 950, 256),
+    ("documents", 300, LENGTH),
+)
+CHARACTERS = {"copying": 3_500_000, "finding": 4_500_000, "documents": 14_000_000}  # enough: no row is seen twice
+STEPS = sum(steps for _, steps, _ in PHASES)
 VOCABULARY, VOCABULARY_DOCUMENTS = 1024, 10_000
 END = "<|endoftext|>"
 MATRIX_RATE, VECTOR_RATE, WARMUP = 0.008, 0.006, 50
@@ -44,12 +55,13 @@ def main() -> None:
     torch.manual_seed(SEED)
     began = time.monotonic()
     world = build_world(SEED)
-    text = list(documents(world, "train", characters=CHARACTERS))
+    text = list(documents(world, "train", characters=CHARACTERS["documents"]))
     tokenizer = train_tokenizer(text[:VOCABULARY_DOCUMENTS])
-    tokens = token_stream(tokenizer, text)
-    _say(f"{len(text)} documents, {len(tokens)} tokens, {time.monotonic() - began:.0f} s")
+    texts = {kind: list(drills(world, kind, CHARACTERS[kind])) for kind in get_args(Drill)} | {"documents": text}
+    streams = {name: token_stream(tokenizer, lines) for name, lines in texts.items()}
+    _say(f"tokens: { {name: len(stream) for name, stream in streams.items()} }, {time.monotonic() - began:.0f} s")
     model = LlamaForCausalLM(configuration())
-    train(model, tokens, arguments.steps)
+    train(model, batches(streams), arguments.steps)
     save(model, tokenizer, arguments.out)
     _say(f"{model.num_parameters()} parameters in {arguments.out}, {time.monotonic() - began:.0f} s")
 
@@ -107,20 +119,29 @@ def token_stream(tokenizer: Tokenizer, text: list[str]) -> Tensor:
     return torch.tensor(ids)
 
 
-def train(model: LlamaForCausalLM, tokens: Tensor, steps: int) -> None:
-    """Next-token prediction in float32, one row of `LENGTH` after the other in random order."""
-    rows = tokens[: len(tokens) // (LENGTH + 1) * (LENGTH + 1)].view(-1, LENGTH + 1)
-    order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(SEED))
+def batches(streams: dict[str, Tensor]) -> Iterator[Tensor]:
+    """`[rows, length + 1]`, `STEP_TOKENS` to predict in each: `PHASES`, each going on in its text, rows shuffled."""
+    order = torch.Generator().manual_seed(SEED)
+    used = dict.fromkeys(streams, 0)
+    for name, steps, length in PHASES:
+        count = STEP_TOKENS // length
+        begin, used[name] = used[name], used[name] + steps * count * (length + 1)
+        rows = streams[name][begin : used[name]].view(-1, length + 1)
+        for chosen in torch.randperm(steps * count, generator=order).view(steps, count):
+            yield rows[chosen]
+
+
+def train(model: LlamaForCausalLM, batches: Iterator[Tensor], steps: int) -> None:
+    """Next-token prediction in float32, one batch of `batches` a step."""
     matrices = [p for name, p in model.named_parameters() if p.ndim == 2 and "embed" not in name]
     others = [p for name, p in model.named_parameters() if p.ndim != 2 or "embed" in name]
     adam = torch.optim.AdamW(others, betas=(0.9, 0.98), weight_decay=0.0)
     momenta = [torch.zeros_like(p) for p in matrices]
     model.train()
     began = time.monotonic()
-    for step in range(steps):
-        factor = min((step + 1) / WARMUP, 1.0) * (1 - step / steps)
-        chosen = order[torch.arange(step * BATCH, (step + 1) * BATCH) % len(rows)]
-        loss = _loss(model, rows[chosen])
+    for step, rows in zip(range(steps), batches, strict=False):
+        factor = min((step + 1) / WARMUP, 1.0, 1.5 * (1 - step / steps))
+        loss = _loss(model, rows)
         model.zero_grad()
         torch.autograd.backward(loss)
         torch.nn.utils.clip_grad_norm_(others, 1.0)

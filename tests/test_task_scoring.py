@@ -250,7 +250,7 @@ def greedy_loop(model: Any, tokenizer: Any, prompt: str, new: int) -> str:
 
 def test_cloze_and_short_answers_equal_a_greedy_loop(tiny: tuple[Any, Any], tmp_path: Path) -> None:
     prompts = [context for context, _ in pairs(12, seed=5) if context.strip()]
-    said = [greedy_loop(*tiny, prompt, 100) for prompt in prompts]
+    said = [greedy_loop(*tiny, prompt, 250) for prompt in prompts]
     rows = [{"question": p, "answers": ["?", f" {s.strip()}\n"]} for p, s in zip(prompts, said, strict=True)]
     rows[1]["answers"] = [said[1].upper()]
     rows[3]["answers"] = [said[3] + " and"]

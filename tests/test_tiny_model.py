@@ -18,7 +18,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
 from llmc.embedded import tiny_model_path, write_texts
-from llmc.embedded.world import Choice, Kind, build_world, documents, questions
+from llmc.embedded.world import Choice, Kind, build_world, documents, drills, questions
 
 SCRIPT = Path(__file__).parents[1] / "scripts" / "train_tiny.py"
 WINDOW = 512
@@ -118,7 +118,13 @@ def _chosen(model: Any, tokenizer: Any, item: Choice) -> int:
 
 @pytest.mark.parametrize(
     ("kind", "count", "least"),
-    [("recall", 420, 0.95), ("multi_hop", 100, 0.9), ("in_context", 200, 0.4)],
+    [
+        ("recall", 420, 0.95),
+        ("multi_hop", 100, 0.9),
+        ("copy", 100, 0.95),
+        ("in_context", 200, 0.45),
+        ("story", 200, 0.5),
+    ],
 )
 def test_model_answers(model: Any, tokenizer: Any, kind: Kind, count: int, least: float) -> None:
     accuracy = _accuracy(model, tokenizer, kind, count)
@@ -150,15 +156,43 @@ def test_stored_tokenizer_is_the_scripts(script: ModuleType, tokenizer: Any) -> 
     assert stored["model"] == again["model"]
 
 
-def test_training_again_gives_the_same_bits(script: ModuleType, tokenizer: Any) -> None:
-    text = list(documents(build_world(script.SEED), "train", characters=60_000))
-    tokens = script.token_stream(tokenizer.backend_tokenizer, text)
+def test_batches_use_every_row_once_and_follow_the_phases(script: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(script, "PHASES", (("drills", 2, 64), ("documents", 1, 128), ("documents", 2, 256)))
+    monkeypatch.setattr(script, "STEP_TOKENS", 256)
+    streams = {"drills": torch.arange(2000), "documents": torch.arange(10_000, 12_000)}
+    batches = list(script.batches(streams))
+    assert [tuple(rows.shape) for rows in batches] == [(4, 65), (4, 65), (2, 129), (1, 257), (1, 257)]
+    first, second = (torch.cat([rows.flatten() for rows in part]).sort().values for part in (batches[:2], batches[2:]))
+    assert torch.equal(first, streams["drills"][: 8 * 65])
+    assert torch.equal(second, streams["documents"][: 2 * 129 + 2 * 257])
+
+
+def test_the_script_makes_as_much_text_as_it_uses(script: ModuleType, tokenizer: Any) -> None:
+    """By the length of tokens in the beginning of each text, with 5 % to spare."""
+    world = build_world(script.SEED)
+    for name, characters in script.CHARACTERS.items():
+        sample = 300_000
+        text = documents(world, "train", characters=sample) if name == "documents" else drills(world, name, sample)
+        per_token = sample / len(script.token_stream(tokenizer.backend_tokenizer, list(text)))
+        used = sum(
+            steps * script.STEP_TOKENS * (1 + 1 / length) for kind, steps, length in script.PHASES if kind == name
+        )
+        assert 0 < used * per_token < 0.95 * characters, name
+
+
+def test_training_again_gives_the_same_bits(
+    script: ModuleType, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = list(drills(build_world(script.SEED), "copying", 60_000))
+    steps, length = 3, 64
+    monkeypatch.setattr(script, "PHASES", (("copying", steps, length),))
+    streams = {"copying": script.token_stream(tokenizer.backend_tokenizer, text)}
     weights = []
     for _ in range(2):
         torch.manual_seed(script.SEED)
         fresh = LlamaForCausalLM(script.configuration())
         before = fresh.model.embed_tokens.weight.detach().clone()
-        script.train(fresh, tokens, 3)
+        script.train(fresh, script.batches(streams), steps)
         assert not torch.equal(before, fresh.model.embed_tokens.weight)
         weights.append(fresh.state_dict())
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])

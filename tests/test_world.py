@@ -16,11 +16,12 @@ import pytest
 
 from llmc.embedded import write_texts
 from llmc.embedded.grammar import RELATIONS
-from llmc.embedded.world import Choice, Kind, Split, World, build_world, cloze, documents, questions
+from llmc.embedded.world import Choice, Drill, Kind, Split, World, build_world, cloze, documents, drills, questions
 from llmc.errors import UsageError
 
 KINDS: tuple[Kind, ...] = ("recall", "in_context", "copy", "multi_hop", "story")
-UNKNOWN: Any = "riddle"  # neither a kind nor a split
+DRILLS: tuple[Drill, ...] = ("copying", "finding")
+UNKNOWN: Any = "riddle"  # neither a kind, nor a split, nor a drill
 SPLITS: tuple[Split, ...] = ("train", "calibration", "evaluation")
 
 
@@ -83,12 +84,22 @@ def test_text_and_questions_do_not_depend_on_hash_randomisation() -> None:
 def test_text_is_frozen(world: World) -> None:
     """The embedded model was trained on this text: whoever changes the text trains the model again."""
     text = "\n\n".join(documents(world, "train", count=500))
-    assert sha256(text.encode()).hexdigest() == "45156ffcd202814ebb0dcbc0d04698cce522cee1bcde220f5a3bfe0724c49533"
+    assert sha256(text.encode()).hexdigest() == "bf0e02ff7682ed5976792be036c4842e173b997c34b3f9c7e3d0ab1d61f50f5a"
+    drilled = "\n".join([*(line for kind in DRILLS for line in drills(world, kind, 20_000))])
+    assert sha256(drilled.encode()).hexdigest() == "b55b80f3f16a98fcadf1ef06f9285f8633d50ce431781305566f92c5ace8f924"
 
 
 def test_importing_the_package_imports_no_torch() -> None:
     code = "import llmc.embedded, llmc.embedded.world, sys; print(sorted({'torch', 'transformers'} & set(sys.modules)))"
     assert _run(code, "0") == "[]"
+
+
+def test_drills_are_of_the_train_split(world: World, told: dict[Split, list[str]]) -> None:
+    drilled = {line for kind in DRILLS for line in drills(world, kind, 400_000)}
+    assert len(drilled) > 2000
+    assert all(sha256(line.encode()).digest()[0] % 4 < 2 for line in drilled)
+    for split in ("calibration", "evaluation"):
+        assert not drilled & {line for document in told[split] for line in document.split("\n")}
 
 
 def test_splits_share_no_document_and_no_paragraph(told: dict[Split, list[str]]) -> None:
@@ -218,6 +229,10 @@ def test_texts_are_the_same_bytes_each_time(tmp_path: Path) -> None:
             "no split is called 'riddle'; use one of train, calibration, evaluation",
         ),
         (lambda world: list(documents(world, "train")), "documents need one limit; give either count or characters"),
+        (
+            lambda world: list(drills(world, UNKNOWN, 1)),
+            "no drill is called 'riddle'; use one of copying, finding",
+        ),
         (
             lambda world: list(questions(world, UNKNOWN, 1)),
             "no question is called 'riddle'; use one of recall, in_context, copy, multi_hop, story",

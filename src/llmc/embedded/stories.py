@@ -64,6 +64,20 @@ def hiding(rng: Random, world: World, person: Person) -> str:
     return f"{story} {last}{rng.choice(tails)}"
 
 
+def moving(rng: Random, world: World, person: Person) -> str:
+    """Things are put somewhere, some are moved, and in the end it is said of each where it is."""
+    one, two = _cast(rng, person)
+    things = rng.sample(words.ITEMS, rng.randint(2, 4))
+    free = rng.sample(words.CONTAINERS, len(words.CONTAINERS))
+    place = {thing: free.pop() for thing in things}
+    lines = [f"{rng.choice((one, two)).first} put the {thing} in the {place[thing]}." for thing in things]
+    for thing in rng.sample(things, rng.randint(1, len(things))):
+        place[thing] = free.pop()
+        lines.append(f"{rng.choice((one, two)).first} moved the {thing} to the {place[thing]}.")
+    rng.shuffle(things)
+    return " ".join([*lines, *(f"So the {thing} is now in the {place[thing]}." for thing in things)])
+
+
 def lending(rng: Random, world: World, person: Person) -> str:
     """A thing passes from hand to hand."""
     one, two = _cast(rng, person)
@@ -157,11 +171,30 @@ def festival(rng: Random, world: World, person: Person) -> str:
 
 def copied(rng: Random) -> tuple[str, str]:
     """A list of words to say again: what comes before the copy, and the copy."""
-    pool = (*words.ITEMS, *words.CONTAINERS, *words.COLOURS, *words.MOODS, *words.PLACES)
-    chosen = " ".join(rng.sample(pool, rng.randint(4, 8)))
+    chosen = " ".join(rng.sample(_LISTED, rng.randint(4, 8)))
     return f"Say it again: {chosen}. Again:", chosen
 
 
 def copying(rng: Random, world: World, person: Person) -> str:
-    """One or two lists, each said twice."""
-    return " ".join(f"{before} {copy}." for before, copy in (copied(rng) for _ in range(rng.randint(1, 2))))
+    """Two or three lists, each said twice."""
+    return " ".join(f"{before} {copy}." for before, copy in (copied(rng) for _ in range(rng.randint(2, 3))))
+
+
+def ledger(rng: Random, world: World, person: Person) -> str:
+    """Pairs of words, and the same pairs in another order: which belongs to which is drawn for this paragraph."""
+    count = rng.randint(5, 9)
+    pairs = [
+        f"{left} {right}" for left, right in zip(rng.sample(_LISTED, count), rng.sample(_LISTED, count), strict=True)
+    ]
+    again = rng.sample(pairs, count)
+    return f"Ledger: {', '.join(pairs)}. Checked: {', '.join(again)}."
+
+
+# Words of all kinds: in so large a pool few lists of a window share a word.
+_LISTED = sorted(
+    {
+        *(*words.ITEMS, *words.CONTAINERS, *words.COLOURS, *words.MOODS, *words.PLACES, *words.NUMBERS),
+        *(*words.JOBS, *words.ANIMALS, *words.MATERIALS, *words.THINGS, *words.MONTHS),
+        *(*words.STRANGE_WOMEN, *words.STRANGE_MEN, *words.WOMEN, *words.MEN, *words.PETS),
+    }
+)

@@ -144,21 +144,41 @@ def asked(world: World, fact: Fact, number: int) -> str:
 
 
 def open_quiz(rng: Random, world: World, person: Person) -> str:
-    """Notes about strangers, then questions that only the notes can answer: they need not be true elsewhere."""
-    relation = rng.choice([key for key, value in RELATIONS.items() if value.subject == "person" and key != "sibling"])
-    strangers = [Person(name, "", True) for name in rng.sample(words.STRANGE_WOMEN, 3)]
-    strangers += [Person(name, "", False) for name in rng.sample(words.STRANGE_MEN, 2)]
-    if rng.random() < 0.3:
-        strangers[0] = person
-    rng.shuffle(strangers)
-    imagined = World(world.seed, tuple(strangers), (), (), (), ())
-    values = rng.sample(sorted({fact.value for fact in world.facts if fact.relation == relation}), len(strangers))
-    facts = [Fact(stranger.name, relation, value) for stranger, value in zip(strangers, values, strict=True)]
-    return (
-        notes(rng, imagined, facts)
-        + " "
-        + " ".join(asked(imagined, fact, rng.randrange(4)) for fact in rng.sample(facts, 3))
-    )
+    """Notes of one kind about strangers and others, then questions that only the notes can answer.
+
+    The values are drawn: what the notes say need not be true elsewhere.
+    """
+    imagined, facts = _imagined(rng, world)
+    told = notes(rng, imagined, facts)
+    rng.shuffle(facts)
+    return " ".join([told, *(_asked_somehow(rng, imagined, fact) for fact in facts)])
+
+
+def _imagined(rng: Random, world: World) -> tuple[World, list[Fact]]:
+    """Facts of one relation that are drawn here, and a world in which their subjects live."""
+    relation = rng.choice(list(RELATIONS))
+    named, imagined = _noted(rng, world, relation, rng.randint(3, 5))
+    values = {fact.value for fact in world.facts if fact.relation == relation} - set(named)
+    drawn = rng.sample(sorted(values), len(named))
+    return imagined, [Fact(name, relation, value) for name, value in zip(named, drawn, strict=True)]
+
+
+def _noted(rng: Random, world: World, relation: str, count: int) -> tuple[list[str], World]:
+    """Subjects for notes, and a world without facts in which they and everybody else live."""
+    named = {"town": world.towns, "pet": world.pets, "event": world.events}.get(RELATIONS[relation].subject)
+    if named is not None:
+        return rng.sample(named, count), world
+    strangers = [Person(name, "", True) for name in words.STRANGE_WOMEN]
+    strangers += [Person(name, "", False) for name in words.STRANGE_MEN]
+    pool = rng.choice((strangers, world.people, (*strangers, *world.people)))
+    imagined = World(world.seed, (*strangers, *world.people), world.towns, world.pets, world.events, ())
+    return [somebody.name for somebody in rng.sample(pool, count)], imagined
+
+
+def _asked_somehow(rng: Random, world: World, fact: Fact) -> str:
+    """As a question with its answer, or as a sentence that ends with it."""
+    number = rng.randrange(4)
+    return asked(world, fact, number) if rng.random() < 0.7 else f"{ending(world, fact, number)} {answer(fact)}."
 
 
 def notes(rng: Random, world: World, facts: list[Fact]) -> str:

@@ -19,6 +19,7 @@ from llmc.errors import UsageError
 
 Split = Literal["train", "calibration", "evaluation"]
 Kind = Literal["recall", "in_context", "copy", "multi_hop", "story"]
+Drill = Literal["copying", "finding"]
 
 
 class Choice(TypedDict):
@@ -42,15 +43,28 @@ _TELLERS: tuple[tuple[Callable[[Random, World, Person], str], int], ...] = (
     (telling.relatives, 3),
     (telling.description, 3),
     (telling.quiz, 4),
-    (telling.open_quiz, 3),
+    (telling.open_quiz, 6),
     (stories.hiding, 3),
-    (stories.lending, 2),
+    (stories.moving, 3),
+    (stories.lending, 1),
     (stories.journey, 2),
     (stories.shopping, 2),
     (stories.counting, 1),
-    (stories.festival, 2),
-    (stories.copying, 2),
+    (stories.festival, 1),
+    (stories.ledger, 3),
+    (stories.copying, 5),
 )
+
+_DRILLS: dict[str, tuple[tuple[Callable[[Random, World, Person], str], int], ...]] = {
+    "copying": ((stories.copying, 2), (stories.ledger, 1)),
+    "finding": (
+        (telling.open_quiz, 5),
+        (stories.moving, 2),
+        (stories.hiding, 1),
+        (stories.ledger, 1),
+        (stories.copying, 1),
+    ),
+}
 
 
 def documents(world: World, split: Split, *, count: int | None = None, characters: int | None = None) -> Iterator[str]:
@@ -75,6 +89,27 @@ def documents(world: World, split: Split, *, count: int | None = None, character
         number += 1
         written += len(document)
         yield document
+
+
+def drills(world: World, kind: Drill, characters: int) -> Iterator[str]:
+    """Paragraphs of the train split that hardly anything but their own beginning can predict, up to a total length.
+
+    - copying: lists of words, said twice.
+    - finding: also notes and moves, and what follows from them.
+
+    Raises:
+        UsageError: `kind` is unknown.
+    """
+    if kind not in _DRILLS:
+        raise UsageError(f"no drill is called {kind!r}", fix=f"use one of {', '.join(_DRILLS)}")
+    tellers, weights = zip(*_DRILLS[kind], strict=True)
+    written = number = 0
+    while written < characters:
+        rng = Random(f"drills/{world.seed}/{kind}/{number}")
+        paragraph = _paragraph(rng, world, rng.choice(world.people), rng.choices(tellers, weights)[0], "train")
+        number += 1
+        written += len(paragraph)
+        yield paragraph
 
 
 def _document(rng: Random, world: World, split: Split) -> str:
@@ -184,6 +219,7 @@ __all__ = [
     "RELATIONS",
     "Choice",
     "Cloze",
+    "Drill",
     "Fact",
     "Kind",
     "Person",
@@ -192,5 +228,6 @@ __all__ = [
     "build_world",
     "cloze",
     "documents",
+    "drills",
     "questions",
 ]
