@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import pytest
@@ -142,8 +143,10 @@ def test_gates_are_told_in_words() -> None:
         GateResult("weight_bytes <= 30% * original", False, 5370744, 4409037.6, None, "failed"),
         GateResult("perplexity < 9", False, None, 9.0),
     ]
-    text = to_html(full(), title="t", gates=gates)
-    seen = Page(text).visible()
+    text = to_html(full(), title="t", gates=[*gates[:-1], replace(gates[-1], model="model <x>")])
+    assert '<br><span class="interval">model &lt;x&gt;</span></th>' in text
+    seen = Page(to_html(full(), title="t", gates=gates)).visible()
+    assert "Gates: 1 passed, 2 failed, 1 unresolved." in seen
     for part in ("kl < 0.02 passed 0.0121 [0.0118, 0.0125] 0.02", "unresolved: the interval holds the limit 0.012"):
         assert part in seen
     assert "weight_bytes <= 30% * original failed 5,370,744 4,409,038" in seen

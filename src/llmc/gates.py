@@ -55,6 +55,7 @@ OF_A_TEXT = (
     "bits_per_byte", "original_bits_per_byte",
 )  # fmt: skip
 TASK = "task."
+SHOWN = 3  # failed gates that the one line of an error names
 
 ADD_TASK = "add --task FILE, or `tasks: [FILE]` to `eval:`"
 EXAMPLE = "write it like `perplexity_ratio < 1.02` or `weight_bytes <= 30% * original`"
@@ -114,7 +115,8 @@ def gates_failure(gates: Sequence[GateResult], where: str) -> GateError | None:
     if not failed:
         return None
     of = {g: f" of {g.model}" if g.model else "" for g in failed}
-    lines = [f"gate {g.text!r}{of[g]} {g.outcome} at {g.measured}" for g in failed]
+    lines = [f"gate {g.text!r}{of[g]} {g.outcome} at {g.measured}" for g in failed[:SHOWN]]
+    lines += [f"{len(failed) - SHOWN} more gates"] if len(failed) > SHOWN else []
     undecided = all(g.outcome == "unresolved" for g in failed)
     fix = "measure on more, or add --allow-unresolved" if undecided else "use more bits or a weaker gate"
     return GateError("; ".join(lines), where=where, fix=fix)

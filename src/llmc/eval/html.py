@@ -61,9 +61,9 @@ def to_html(comparison: Comparison, *, title: str, gates: Sequence[GateResult] =
         UsageError: matplotlib, which draws the plots, is not installed.
     """
     parts = [
-        _head(comparison, title),
-        _gates(gates),
+        _head(comparison, title, gates),
         _losses(comparison),
+        _gates(gates),
         _plots(comparison),
         _tasks(comparison),
         _speed(comparison),
@@ -183,7 +183,7 @@ def _reports(comparison: Comparison) -> list[EvalReport]:
     return [report for _, report, _ in named_reports(comparison)]
 
 
-def _head(comparison: Comparison, title: str) -> str:
+def _head(comparison: Comparison, title: str, gates: Sequence[GateResult]) -> str:
     """Heading, what was compared, and in a sentence what came out."""
     count, original = len(comparison.rows), comparison.original
     models = f"{count} model{'' if count == 1 else 's'} against {original.model}"
@@ -196,6 +196,9 @@ def _head(comparison: Comparison, title: str) -> str:
             f"Smallest: {comparison.rows[0].label}. Least {loss}: {best.label}. "
             f"Not dominated by another one in bytes and {loss}: {', '.join(front)}."
         )
+    if gates:
+        counts = [f"{sum(g.outcome == kind for g in gates)} {kind}" for kind in OUTCOMES]
+        lines.append(f"Gates: {', '.join(counts)}.")
     return f"<header>\n<h1>{_text(title)}</h1>\n" + "\n".join(map(_paragraph, lines)) + "\n</header>"
 
 
@@ -204,7 +207,7 @@ def _gates(gates: Sequence[GateResult]) -> str:
     if not gates:
         return ""
     rows = [
-        f'<tr><th scope="row">{_text(gate.text)}</th>'
+        f'<tr><th scope="row">{_text(gate.text)}{_of_model(gate)}</th>'
         f'<td class="words"><span class="{gate.outcome if gate.outcome in OUTCOMES else "failed"}">'
         f"{_text(OUTCOMES.get(gate.outcome, gate.outcome))}</span></td>"
         + _cell((_figure(gate.value), _edges(gate.interval)), "value")
@@ -214,6 +217,10 @@ def _gates(gates: Sequence[GateResult]) -> str:
     ]
     caption = "A gate with an interval passes or fails when its whole interval does."
     return _section("Gates", _table(caption, ("gate", "outcome", "value", "limit"), rows, words=(1,)))
+
+
+def _of_model(gate: GateResult) -> str:
+    return f'<br><span class="interval">{_text(gate.model)}</span>' if gate.model else ""
 
 
 def _figure(value: float | None) -> str:
