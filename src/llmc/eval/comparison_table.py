@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from llmc.eval.labels import clipped
 from llmc.eval.markdown import code, plain, row, rule
 from llmc.eval.report import UNRESOLVED
-from llmc.eval.section_tables import section_tables
+from llmc.eval.section_tables import sections
 from llmc.structure import Table
 
 if TYPE_CHECKING:
@@ -204,8 +204,8 @@ def tables(comparison: Comparison) -> list[Table]:
 def whole_tables(comparison: Comparison, say: Say) -> list[Table]:
     """The same in one piece each."""
     found = (loss_table(comparison, say), task_table(comparison, say), speed_table(comparison, say))
-    sections = section_tables([(name, report) for name, report, _ in named_reports(comparison, say)])
-    return [*(table for table in found if table is not None), *sections]
+    more = sections([(name, report) for name, report, _ in named_reports(comparison, say)])
+    return [*(table for table in found if table is not None), *(section.table() for section in more)]
 
 
 def short_names(comparison: Comparison) -> dict[str, str]:

@@ -31,7 +31,7 @@ from llmc.eval.comparison_table import (
 )
 from llmc.eval.plots import PALETTE, plots
 from llmc.eval.report import UNRESOLVED
-from llmc.eval.section_tables import section_tables
+from llmc.eval.section_tables import sections
 
 if TYPE_CHECKING:
     from llmc.eval.comparison import Comparison, Row
@@ -296,17 +296,15 @@ def _speed(comparison: Comparison) -> str:
 
 def _more(comparison: Comparison) -> str:
     """Sections that only some evaluations have."""
-    named = [(name, report) for name, report, _ in named_reports(comparison)]
+    names = _names(comparison)
     parts = []
-    for table in section_tables(named):
-        headings = [*map(_text, table.columns)]
+    for section in sections([(name, report) for name, report, _ in named_reports(comparison)]):
+        columns = [*map(_text, section.columns)]
         rows = [
-            f'<tr><th scope="row">{_text(cells[0])}</th>'
-            + "".join(_cell((cell, ""), label) for cell, label in zip(cells[1:], headings[1:], strict=True))
-            + "</tr>"
-            for cells in table.rows
+            f'<tr><th scope="row">{name}</th>{"".join(map(_cell, cells, columns))}</tr>'
+            for name, (_, cells) in zip(names, section.rows, strict=True)
         ]
-        parts.append(_table(_text(_sentence(table.title)), headings, rows))
+        parts.append(_table(_text(_sentence(section.title)), ("model", *columns), rows))
     return _section("More", *parts) if parts else ""
 
 

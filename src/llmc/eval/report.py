@@ -9,7 +9,7 @@ from typing import Any
 from llmc.eval.markdown import code, plain, row, rule
 from llmc.eval.metrics import WindowSums
 from llmc.eval.samples import Sample
-from llmc.eval.section_tables import section_tables
+from llmc.eval.section_tables import sections
 from llmc.eval.task_report import TaskReport
 from llmc.eval.task_report import columns as task_columns
 from llmc.structure import Table
@@ -153,7 +153,7 @@ class EvalReport:
         from llmc.eval.comparison_table import SPEED, speed_cell
 
         speed = [(heading, " ".join(speed_cell(self, key)).strip()) for key, (heading, _) in SPEED.items()]
-        tables = section_tables([(self.model, self)])
+        tables = [section.table() for section in sections([(self.model, self)])]
         return [*tables, Table("speed", ("", self.model), tuple(speed))] if self.speed else tables
 
     def task_table(self) -> Table:
