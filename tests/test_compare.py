@@ -174,6 +174,8 @@ def test_the_command_line_writes_what_it_was_asked_for(
             "interval": plain["intervals"]["kl"],
         }
     ]
+    code, again = run_json(capsys, "eval", str(place / "w4"), *how, *text, "--cache-size", "0", "--gate", "kl < 100")
+    assert code == 0 and again == plain
     code, plain = run_json(capsys, "cache")
     assert code == 0 and [entry["model"] for entry in plain["entries"]] == ["original"]
 

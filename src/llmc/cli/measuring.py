@@ -92,7 +92,7 @@ def cache_folder() -> Path:
 def _size(text: str) -> int:
     from llmc.schema import byte_count
 
-    size = byte_count(text)
+    size = 0 if text == "0" else byte_count(text)
     if size is None:
         raise UsageError(f"not a size: {text!r}", where="--cache-size", fix="write it like 8GiB or 500MB")
     return size
