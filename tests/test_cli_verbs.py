@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -37,6 +38,7 @@ class Library:
         self.result: Any = Result()
         for name in (
             *("quantize", "plan", "run", "inspect", "verify", "export", "push", "evaluate", "lossless", "decompress"),
+            "compare",
         ):
             monkeypatch.setitem(vars(llmc), name, self.function(name))
         monkeypatch.setitem(vars(llmc), "recipe_names", lambda: ["nf4", "quickstart"])
@@ -173,7 +175,14 @@ def evaluation() -> Any:
 
     table = Table("conditions", ("", "O"), (("perplexity", "9.5"),))
     sample = Sample("Once", compressed="upon", original="a time")
-    return SimpleNamespace(tables=lambda: [table, sample.table()], to_json=lambda: {"perplexity": 9.5})
+    return SimpleNamespace(
+        tables=lambda: [table, sample.table()], to_json=lambda: {"perplexity": 9.5}, model="O", notes=()
+    )
+
+
+def kept() -> dict[str, Path]:
+    """Where the command line has originals kept."""
+    return {"cache": Path(os.environ["LLMC_CACHE"]) / "originals"}
 
 
 def test_eval_passes_only_what_was_given(library: Library, capsys: pytest.CaptureFixture[str]) -> None:
@@ -187,8 +196,8 @@ def test_eval_passes_only_what_was_given(library: Library, capsys: pytest.Captur
     assert json.loads(capsys.readouterr().out) == {"perplexity": 9.5}
     given = {"against": "M", "context": 64, "stride": 32, "max_tokens": 100, "prompt": "Once", "device": "cpu"}
     assert library.calls == [
-        ("evaluate", ("O",), {"text": "t.txt"}),
-        ("evaluate", ("O",), {"text": "t.txt", **given}),
+        ("evaluate", ("O",), {"text": "t.txt", **kept()}),
+        ("evaluate", ("O",), {"text": "t.txt", **kept(), **given}),
     ]
 
 
@@ -201,7 +210,7 @@ def test_eval_takes_tasks_one_by_one_and_with_commas(
     words = ["eval", "O", "--task", "a.jsonl,b.jsonl", "--task", "c.jsonl", "--task", "d,e.jsonl", "--limit", "9"]
     assert execute(words) == 0
     given = {"tasks": ["a.jsonl", "b.jsonl", "c.jsonl", "d,e.jsonl"], "limit": 9}
-    assert library.calls == [("evaluate", ("O",), given)]
+    assert library.calls == [("evaluate", ("O",), {**given, **kept()})]
 
 
 def test_eval_shows_the_samples_side_by_side(library: Library, capsys: pytest.CaptureFixture[str]) -> None:
@@ -238,7 +247,9 @@ def test_every_help_has_an_example_that_parses(
     import shlex
 
     monkeypatch.setitem(vars(llmc), "method_table", lambda name: Table("", ("a",), ()))
-    library.result = evaluation() if verb == "eval" else Result()
+    report = SimpleNamespace(notes=(), model="O", tables=list, to_json=lambda: {"kl": 0.01})
+    compared = SimpleNamespace(report=report, tables=list, to_json=dict)
+    library.result = {"eval": report, "compare": compared}.get(verb, Result())
     assert execute([verb, "--help"]) == 0
     examples = [line.strip() for line in capsys.readouterr().out.splitlines() if line.startswith(f"    llmc {verb}")]
     assert examples

@@ -1,9 +1,9 @@
-"""`compare`: several models beside their original, with controls and gates, and `judged` evaluations."""
+"""`compare`: several models beside their original, with controls and gates; and evaluations held against gates."""
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,6 @@ from typing import Any
 from llmc.controls import Controls
 from llmc.errors import GateError, UsageError
 from llmc.eval import Comparison, EvalReport
-from llmc.eval import evaluate as measure
 from llmc.eval.evaluation import beside
 from llmc.eval.sizes import folder_sizes
 from llmc.gates import GateResult, check_gate, check_gates, check_measured, gates_failure, gates_table, task_name
@@ -48,22 +47,15 @@ class Judged:
         return [*self.report.tables(), *([gates_table(self.gates)] if self.gates else [])]
 
 
-def evaluate(
-    folder: str | Path, *, gates: Sequence[str] = (), allow_unresolved: bool = False, **options: Any
-) -> Judged:
-    """`llmc.evaluate`, held against gates.
+def judged(report: EvalReport, gates: Sequence[str] = (), *, allow_unresolved: bool = False, where: str = "") -> Judged:
+    """An evaluation held against gates; one that failed does not raise: it is the result's `failure`.
 
     Args:
         gates: as in a recipe: see `llmc.gates`.
         allow_unresolved: let gates pass that the intervals of their figures do not decide.
-        options: of `llmc.evaluate`.
-
-    A failed gate does not raise: it is the result's `failure`.
+        where: what a failure is called by.
     """
-    _check(gates, options)
-    report = measure(folder, **options)
-    found = check_gates(gates, report.to_json(), allow_unresolved=allow_unresolved)
-    return Judged(report, tuple(found), report.model)
+    return Judged(report, tuple(check_gates(gates, report.to_json(), allow_unresolved=allow_unresolved)), where)
 
 
 def compare(
@@ -92,7 +84,7 @@ def compare(
         InputError: of any kind, one line; UnsupportedError where no control is small enough.
         NetworkError: a Hub id that cannot be fetched.
     """
-    _check(gates, options)
+    check_before(gates, options)
     if not folders:
         raise UsageError("no model to compare", fix="llmc compare A B --against MODEL")
     with tempfile.TemporaryDirectory(prefix="llmc-controls-") as place:
@@ -121,8 +113,11 @@ def _controls(
     return made
 
 
-def _check(gates: Sequence[str], options: dict[str, Any]) -> None:
-    """What is wrong with gates shows before the work."""
+def check_before(gates: Sequence[str], options: Mapping[str, Any]) -> None:
+    """Refuse, before the work, gates that cannot be read, or are on what `options` of `llmc.evaluate` do not measure.
+
+    Raises RecipeError.
+    """
     for gate in gates:
         check_gate(gate)
         tasks = [task_name(task) for task in options.get("tasks", ())]

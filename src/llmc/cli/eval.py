@@ -21,8 +21,14 @@ def evaluate(output: Output, folder: Folder, against: Against = None, **measurin
       llmc eval ./model-w4 --against ./model --text held-out.txt --gate "kl < 0.02"
       llmc eval ./model-w4 --against ./model --task arc.jsonl,piqa.jsonl --limit 500
     """
-    from llmc.comparing import evaluate as judged
+    import llmc
+    from llmc.comparing import check_before, judged
 
-    result = judged(folder, against=against, **Measuring(**measuring).arguments(), progress=output.progress)
-    output.notes(result.report.notes)
-    output.result(result)
+    options = Measuring(**measuring).arguments()
+    gates, allowed = options.pop("gates", ()), options.pop("allow_unresolved", False)
+    check_before(gates, options)
+    if against is not None:
+        options["against"] = against
+    report = llmc.evaluate(folder, **options, progress=output.progress)
+    output.notes(report.notes)
+    output.result(judged(report, gates, allow_unresolved=allowed, where=report.model))
