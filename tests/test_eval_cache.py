@@ -178,3 +178,27 @@ def test_contents_say_what_is_held_and_can_be_removed(place: Path, tmp_path: Pat
     assert held.tables()[0].rows[-1][0] == "2 entries"
     cleared = contents(tmp_path, clear=True)
     assert cleared.removed == 2 and not cleared.entries and not list(tmp_path.iterdir())
+
+
+def test_a_text_is_tokenized_once_where_the_tokenizers_are_the_same_files(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from llmc.eval import conditions, measurement, original
+
+    asked: list[str] = []
+
+    def note(settings: Any, subject: Any) -> torch.Tensor:
+        asked.append(subject.name)
+        return conditions.token_ids(settings, subject)
+
+    monkeypatch.setattr(original, "token_ids", note)
+    monkeypatch.setattr(measurement, "token_ids", note)
+    run(place, tmp_path)
+    run(place, tmp_path)
+    assert asked == ["original"]
+    shutil.copytree(place / "damaged", tmp_path / "other")
+    settings = json.loads((tmp_path / "other" / "tokenizer_config.json").read_text())
+    (tmp_path / "other" / "tokenizer_config.json").write_text(json.dumps({**settings, "padding_side": "left"}))
+    options: dict[str, Any] = {"text": place / "corpus.txt", "context": 64, "stride": 32, "max_tokens": 500}
+    evaluate(tmp_path / "other", against=place / "original", cache=tmp_path, **options)
+    assert asked == ["original", "other"]

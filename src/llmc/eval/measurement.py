@@ -76,8 +76,8 @@ def show(original: Original, conditions: Conditions, progress: Progress | None) 
     if subject.kind == "encoder_decoder":
         return shown  # it runs beside each candidate
     if subject.kind == "decoder" and conditions.text is not None:
-        shown.ids = token_ids(conditions, subject)
-        shown.text = original.on_text(shown.ids, conditions.context, conditions.stride)
+        shown.text = original.on_text(conditions)
+        shown.ids = shown.text.ids
     if conditions.degeneration and shown.ids is not None:
         shown.greedy = original.degeneration(shown.ids)
     shown.tasks = tuple(original.on_task(task) for task in conditions.tasks)
@@ -164,6 +164,8 @@ def _ids(subject: Subject, original: Shown | None, conditions: Conditions) -> Te
     if original is None or original.ids is None:
         return token_ids(conditions, subject)
     if not conditions.bits_per_byte:
+        if subject.tokenizer_sha256 is not None and subject.tokenizer_sha256 == original.subject.tokenizer_sha256:
+            return original.ids
         ids = token_ids(conditions, subject)
         require_same_ids(conditions, ids, original.ids, (subject.name, original.subject.name))
         return ids

@@ -6,19 +6,19 @@ them: KL stays exact, and the original need not be in memory. Of a task it is wh
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+import tokenizers
 import torch
 import transformers
 from torch import Tensor
 
 import llmc
 from llmc.eval.cache import Cache, Kept, model_sha256
-from llmc.eval.conditions import require_positions
+from llmc.eval.conditions import Conditions, require_positions, token_ids
 from llmc.eval.degeneration import Degeneration, degeneration
 from llmc.eval.halves import Head, Plan, build_head
 from llmc.eval.layers import TOKENS, block_outputs
@@ -47,11 +47,13 @@ class OnText:
 
     Attributes:
         reference: to score candidates against.
+        ids: of the text, `[tokens]`.
         tokens, nll: scored tokens and their negative log-likelihood in nats of each window, `[windows]`.
         layers: block path -> output on the first tokens, `[tokens, width]`.
     """
 
     reference: Reference
+    ids: Tensor
     tokens: NDArray[np.float64]
     nll: NDArray[np.float64]
     layers: Mapping[str, Tensor]
@@ -94,19 +96,22 @@ class Original:
         self.cache = cache
         self.progress = progress or silent
 
-    def on_text(self, ids: Tensor, context: int, stride: int) -> OnText:
-        """Its states on the windows of `ids` `[tokens]`: read back, or made and kept.
+    def on_text(self, conditions: Conditions) -> OnText:
+        """Its tokens of the text, and its states on their windows: read back, or made and kept.
 
         Where they cannot be kept (a note says why) the model itself is the reference, and stays in memory.
         """
-        facts = self._facts("text", ids=_digest(ids), context=context, stride=stride)
+        context, stride = conditions.context, conditions.stride
+        text = None if conditions.source is None else conditions.source.sha256
+        facts = self._facts("text", text=text, first=conditions.max_tokens, context=context, stride=stride)
         kept = self.cache.find(facts)
         if kept is None:
+            ids = token_ids(conditions, self.subject)
             if not self._run_text(facts, ids, context, stride):
                 return self._live(ids, context, stride)
             kept = self.cache.find(facts, check=False)
-        if kept is None:
-            return self._live(ids, context, stride)
+            if kept is None:
+                return self._live(ids, context, stride)
         return self._read_text(kept)
 
     def on_task(self, task: Task) -> TaskScores:
@@ -141,10 +146,10 @@ class Original:
         subject = self.subject
         return {
             "model": model_sha256(subject.folder),
-            "tokenizer": subject.tokenizer_source.sha256,
+            "tokenizer": subject.tokenizer_sha256,
             "dtype": str(subject.dtype),
             "device": subject.device.split(":")[0],
-            "versions": [llmc.__version__, torch.__version__, transformers.__version__],
+            "versions": [each.__version__ for each in (llmc, torch, transformers, tokenizers)],
         }
 
     def close(self, *, but: Reference | None = None) -> None:
@@ -169,6 +174,7 @@ class Original:
         found = list(windows(len(ids), context, stride))
         whole: dict[str, Tensor] = {f"head.{name}": value for name, value in head.parameters.items()}
         whole |= {f"layer.{path}": value for path, value in layers.items()}
+        whole["ids"] = ids
         whole["tokens"] = torch.tensor([w.end - w.first for w in found], dtype=torch.float64)
         rows = int(whole["tokens"].sum())
         width = scored.halves.states(ids[None, :1]).shape[-1]
@@ -204,7 +210,7 @@ class Original:
         head = build_head(self.subject.config, plan, parameters, name)
         layers = {key.removeprefix("layer."): value for key, value in tensors.items() if key.startswith("layer.")}
         reference = KeptStates(name, entries["states"], head, device)
-        return OnText(reference, tensors["tokens"].numpy(), tensors["nll"].numpy(), layers)
+        return OnText(reference, tensors["ids"], tensors["tokens"].numpy(), tensors["nll"].numpy(), layers)
 
     def _live(self, ids: Tensor, context: int, stride: int) -> OnText:
         """The model itself as the reference."""
@@ -213,7 +219,7 @@ class Original:
         layers: dict[str, Tensor] = {}
         block_outputs(scored.model, ids[:context][:TOKENS], layers.__setitem__)
         sums = score(scored, ids=ids, context=context, stride=stride, progress=self.progress)
-        return OnText(scored, sums.tokens, sums.nll, layers)
+        return OnText(scored, ids, sums.tokens, sums.nll, layers)
 
     def _check(self, ids: Tensor, context: int) -> None:
         require_positions(self.subject, context)
@@ -232,7 +238,3 @@ def _scores(kept: Kept) -> TaskScores:
     found = tensors.get("log_likelihood")
     correct = {name.removeprefix("correct."): t.numpy() for name, t in tensors.items() if name.startswith("correct.")}
     return TaskScores(correct, None if found is None else found.numpy(), int(tensors["truncated"]))
-
-
-def _digest(ids: Tensor) -> str:
-    return hashlib.sha256(ids.to(torch.int64).contiguous().numpy().tobytes()).hexdigest()

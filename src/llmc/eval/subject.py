@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import hashlib
+import re
 import time
 from collections.abc import Callable
 from functools import partial
@@ -12,6 +13,7 @@ from typing import Any
 
 import torch
 
+from llmc.checkpoint import read_config
 from llmc.eval.embeddings import open_encoder
 from llmc.eval.loading import model_kind, open_model, open_tokenizer
 from llmc.eval.report import Source
@@ -25,6 +27,8 @@ Opener = Callable[[Path], tuple[Any, Any]]
 """`opener(folder) -> (model, tokenizer)`; the model is used in the dtype it comes in."""
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
+
+TOKENIZER_PARTS = re.compile(r"token|vocab|merges|spiece|\.model$")
 
 
 class Subject:
@@ -85,6 +89,17 @@ class Subject:
         file = next((self.folder / name for name in TOKENIZER_FILES if (self.folder / name).is_file()), None)
         digest = None if file is None else hashlib.sha256(file.read_bytes()).hexdigest()
         return Source(type(self.tokenizer).__name__, digest)
+
+    @property
+    def tokenizer_sha256(self) -> str | None:
+        """Of all files that the tokenizer is made of: where it is the same, so are the tokens. None with an opener."""
+        if self._own_opener:
+            return None
+        whole = hashlib.sha256(str(read_config(self.folder).get("model_type")).encode())  # says which class reads them
+        for path in sorted(self.folder.iterdir()):
+            if path.is_file() and TOKENIZER_PARTS.search(path.name):
+                whole.update(f"{path.name}\0{hashlib.sha256(path.read_bytes()).hexdigest()}\0".encode())
+        return whole.hexdigest()
 
     def close(self) -> None:
         """Give the model's memory back."""
