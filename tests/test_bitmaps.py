@@ -142,6 +142,15 @@ def test_numbers(name: str, path: str) -> None:
     assert np.array_equal(bitmaps.decode(stream, 9001), rans.as_bytes(fields)) and np.array_equal(raw, rest)
 
 
+@pytest.mark.parametrize("name", ["bfloat16", "float16"])
+def test_fields_are_counted(name: str) -> None:
+    numbers = np.random.default_rng(4).integers(0, 1 << 14, 9001, np.uint16)
+    stream, raw, counts = bitmaps.encode_counted(numbers, planes.FAST[name])
+    exponents = numbers >> (7 if name == "bfloat16" else 10)
+    assert np.array_equal(counts, np.bincount(exponents, minlength=256))
+    assert all(map(np.array_equal, (stream, raw), bitmaps.encode_numbers(numbers, planes.FAST[name])))
+
+
 @pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("offset", [0, 2, 33])
 def test_numbers_past_the_caches(path: str, offset: int) -> None:

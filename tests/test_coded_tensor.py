@@ -169,6 +169,13 @@ def test_numbers_that_are_narrower_all_through_are_one_piece(dtype: torch.dtype)
     assert (coded.head.kind, coded.head.held) == (PLANES, str(dtype).removeprefix("torch."))
 
 
+@pytest.mark.parametrize(("last", "pieces"), [(2.0**-9 + 2.0**-19, False), (2.0**-9 + 2.0**-20, True)])
+def test_what_fills_no_block_decides_too(last: float, pieces: bool) -> None:
+    values = weights(401, 400, dtype=torch.float16).bfloat16().float().reshape(-1)  # of both narrow dtypes
+    values[-1] = last  # a float16 and no bfloat16, or neither
+    assert (check(values).head.kind == PIECES) == pieces
+
+
 def test_what_only_looks_narrower_is_not() -> None:
     """Blocks are looked at in few places first."""
     values = weights(60, 4096, dtype=torch.float32)

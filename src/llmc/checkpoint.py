@@ -82,9 +82,16 @@ class Checkpoint:
 
     @cached_property
     def stored(self) -> list[str]:
-        """Names on disk in conversion order, each tied tensor once."""
-        drop = set(self.duplicates)
+        """Names on disk in conversion order, each tied tensor once, without buffers that the model computes."""
+        drop = {*self.duplicates, *self.skeleton.computed}
         return [n for n in self.entries if n not in drop]
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a copy of the weights leaves out, and why."""
+        names = self.skeleton.computed
+        more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+        return (f"left out, since the model computes it itself: {names[0]}{more}",) if names else ()
 
     @cached_property
     def targets(self) -> list[Target]:

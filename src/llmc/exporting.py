@@ -194,7 +194,7 @@ def _seal(
     facts = model_facts(checkpoint, specs)
     base = old.get("base_model", checkpoint.folder.name)
     runtimes = container.runtimes(list(specs.values()), facts)
-    notes = [*old.get("notes", []), f"exported from {checkpoint.folder.name}"]
+    notes = [*old.get("notes", []), *checkpoint.notes, f"exported from {checkpoint.folder.name}"]
     card = model_card(name, base, container.name, runtimes, old.get("recipe", {}), sizes, notes)
     (folder.path / "README.md").write_text(card, encoding="utf-8")
     kept: dict[str, Any] = {k: old[k] for k in ("llmc", "recipe", "seed", "versions", "calibration") if k in old}

@@ -112,9 +112,10 @@ def prepare(recipe: Recipe, checkpoint: Checkpoint) -> Job:
     chosen = _choose(recipe.stages, checkpoint.targets, checkpoint.folder.name)
     containers: dict[str, Container] = {name: CONTAINERS.get(name)() for name in recipe.formats}
     specs = {}
-    notes: tuple[str, ...] = ()
+    notes = checkpoint.notes
     if recipe.allow_nonfinite:
-        chosen, notes = _finite(chosen, checkpoint)
+        chosen, skipped = _finite(chosen, checkpoint)
+        notes += skipped
     for tensor, (stage, target) in chosen.items():
         dtypes = _scale_dtypes(target, containers.values())
         grid = recipe.stages[stage].method.make_grid(dtypes)

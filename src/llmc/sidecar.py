@@ -36,24 +36,31 @@ CARRIED = (
     "NOTICE*",
     "USE_POLICY*",
 )
+MODULE = "[0-9]*_*"
+"""Folders that sentence-transformers writes for its modules: 1_Pooling, ..."""
+MOST_SETTINGS = 1 << 20
+"""Bytes of a JSON file in one of them."""
 NEVER = ("*.py", "*.bin", "*.pt", "*.pth", "*.pkl", "*.safetensors", "*.gguf")
 
 
 def carried_files(folder: Path) -> list[Path]:
-    """The files of a model folder that belong in its compressed copy."""
-    names = [p for p in sorted(folder.iterdir()) if p.name.isprintable() and is_regular(p)]
-    return [p for p in names if _any(p.name, CARRIED) and not _any(p.name, NEVER)]
+    """The files of a model folder that belong in its compressed copy, those of sentence-transformers' modules too."""
+    found = [p for p in _regular(folder) if _any(p.name, CARRIED) and not _any(p.name, NEVER)]
+    if not any(p.name == "modules.json" for p in found):
+        return found
+    modules = [p for p in sorted(folder.glob(MODULE)) if p.name.isprintable() and p.is_dir() and not p.is_symlink()]
+    settings = [p for module in modules for p in _regular(module) if p.suffix == ".json"]
+    return found + [p for p in settings if p.stat().st_size <= MOST_SETTINGS]
 
 
 def plain_files(folder: Path) -> list[Path]:
     """All files of a folder that are neither weights, nor code, nor hidden, nor llmc's own record of it."""
     own = (MANIFEST, SUMS)
     weights = (*NEVER, "*.safetensors.index.json", "*.ckpt", "*.h5", "*.msgpack", "*.onnx", "*.npz")
-    names = [p for p in sorted(folder.iterdir()) if p.name.isprintable() and is_regular(p)]
     index = "model.safetensors.index.json"
     return [
         p
-        for p in names
+        for p in _regular(folder)
         if (not _any(p.name, weights) or p.name == index) and p.name not in own and not p.name.startswith(".")
     ]
 
@@ -74,7 +81,9 @@ def write_sidecar(
 ) -> None:
     """Write all files but weights, card and manifest into `out`."""
     for path in carried_files(source):
-        shutil.copyfile(path, out / path.name)
+        place = out / path.relative_to(source)
+        place.parent.mkdir(exist_ok=True)
+        shutil.copyfile(path, place)
     quantization = container.config(specs, facts)
     edited = {k: v for k, v in config.items() if k != "quantization_config"}
     if quantization is not None:
@@ -87,6 +96,10 @@ def write_sidecar(
     for name, data in kernel_files([container.kernel]).items():
         (out / name).parent.mkdir(parents=True, exist_ok=True)
         (out / name).write_bytes(data)
+
+
+def _regular(folder: Path) -> list[Path]:
+    return [p for p in sorted(folder.iterdir()) if p.name.isprintable() and is_regular(p)]
 
 
 def _any(name: str, patterns: Sequence[str]) -> bool:

@@ -46,6 +46,8 @@ class Group:
 class Skeleton:
     """A transformers model on the meta device and the map between its parameters and the tensors on disk.
 
+    `computed` holds the names on disk that are no weights: see `_computed`.
+
     Args:
         config: a transformers config.
         entries: name on disk -> entry.
@@ -62,6 +64,7 @@ class Skeleton:
         self.groups, self.unused = self._map()
         self.group_of = {key: group for group in self.groups for key in group.keys}
         self.ties = self._ties()
+        self.computed = self._computed()
         self._check()
         self.blocks = find_blocks(self.model)
         if not self.blocks:
@@ -133,9 +136,19 @@ class Skeleton:
                 tied[key] = union
         return {key: tuple(sorted(union)) for key, union in tied.items()}
 
+    def _computed(self) -> list[str]:
+        """Names on disk of buffers that the model computes itself and never loads; older versions saved them.
+
+        They may have been another module's then (rotary_emb.inv_freq of every layer), so the last two names decide;
+        transformers ignores position_ids and rotary_emb.inv_freq wherever they are, where the model has such a buffer.
+        """
+        buffers = {_tail(name) for name, _ in self.model.named_non_persistent_buffers()}
+        return [name for name in self.unused if _tail(name) in buffers]
+
     def _check(self) -> None:
         ignored = getattr(self.model, "_keys_to_ignore_on_load_unexpected", None) or []
-        extra = [n for n in self.unused if not any(re.search(p, n) for p in ignored)]
+        placed = set(self.computed)
+        extra = [n for n in self.unused if n not in placed and not any(re.search(p, n) for p in ignored)]
         if extra:
             raise CheckpointError(
                 f"tensor {extra[0]} has no place in {type(self.model).__name__} ({len(extra)} such)",
@@ -216,6 +229,10 @@ def find_blocks(model: nn.Module) -> list[str]:
 
 def _is_stack(modules: nn.ModuleList) -> bool:
     return len(modules) > 0 and all(any(p.ndim >= 2 for p in m.parameters()) and any(m.children()) for m in modules)
+
+
+def _tail(name: str) -> str:
+    return ".".join(name.split(".")[-2:])
 
 
 def direct_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Module, list[str]]]:

@@ -12,12 +12,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from llmc import _native
 from llmc.errors import InputError
-from llmc.formats import planes
-from llmc.formats.planes import BALANCED, Split
+from llmc.formats import planes, rans
+from llmc.formats.planes import BALANCED, Fields, Split
 from llmc.formats.rans import Bytes, as_bytes, refusals
 
 BLOCK = 1 << 12
@@ -63,15 +63,27 @@ def encode(symbols: ArrayLike, *, threads: int = 1, path: str = "auto") -> Bytes
 
 
 def encode_numbers(numbers: Any, how: Split = BF16, *, threads: int = 1, path: str = "auto") -> tuple[Bytes, Bytes]:
-    """The stream of the coded fields of numbers, and their raw bits.
+    """The stream of the coded fields of numbers, and their raw bits; errors of `encode_counted`."""
+    fields, raw = _split(numbers, how, threads)
+    return encode(fields, threads=threads, path=path), raw
+
+
+def encode_counted(
+    numbers: Any, how: Split = BF16, *, threads: int = 1, path: str = "auto"
+) -> tuple[Bytes, Bytes, NDArray[np.uint64]]:
+    """The stream of the coded fields of numbers, their raw bits, and how often each field occurs: [256].
 
     Raises:
         InputError: the field is wider than 8 bits, or the split does not fit numbers of that size.
     """
+    fields, raw = _split(numbers, how, threads)
+    return encode(fields, threads=threads, path=path), raw, rans.histogram(as_bytes(fields))
+
+
+def _split(numbers: Any, how: Split, threads: int) -> tuple[Fields, Bytes]:
     if how.coded > 8:
         raise InputError("fields of more than 8 bits have no bitmaps", where="bitmaps")
-    fields, raw = planes.split(numbers, how, threads=threads)
-    return encode(as_bytes(fields), threads=threads, path=path), raw
+    return planes.split(numbers, how, threads=threads)
 
 
 def decode(stream: Any, n: int, *, out: Bytes | None = None, threads: int = 1, path: str = "auto") -> Bytes:

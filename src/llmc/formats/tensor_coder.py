@@ -56,6 +56,7 @@ RUN = 8
 LOOKS = 16
 """Elements of a block that are looked at first."""
 BFLOATS, HALVES, CONSTANTS = 1, 2, 1 << 40
+NARROW = {BFLOATS: torch.bfloat16, HALVES: torch.float16}
 FEW = 1 << 18
 TABLE_BYTES = 160
 """About what a table and the head of its stream cost."""
@@ -111,12 +112,12 @@ def encode(tensor: torch.Tensor, mode: str = "balanced", *, threads: int = 1) ->
         return raw
     if _constant(data, SIZES[dtype]):
         return _coded(replace(plain, kind=CONSTANT), [data[: SIZES[dtype]]])
-    pieces = _pieces(tensor)
+    pieces, held = _pieces(tensor)
     if len(pieces) > 1:
         return _in_pieces(tensor.reshape(-1), pieces, plain, mode, threads)
     tried = [raw]
     if dtype in planes.BALANCED:
-        tried.append(_numbers(tensor, plain, mode, threads))
+        tried.append(_numbers(tensor if held is None else tensor.to(held), plain, mode, threads))
     if dtype not in planes.BALANCED or _low_bytes_say_something(data, SIZES[dtype]):
         tried.append(_integers(data, plain, threads))
     return min(tried, key=lambda coded: coded.nbytes)
@@ -130,11 +131,15 @@ def _in_pieces(flat: torch.Tensor, pieces: list[tuple[int, int]], plain: Head, m
     return _coded(head, parts, limit_bits=sum(limits) / plain.n)
 
 
-def _pieces(tensor: torch.Tensor) -> list[tuple[int, int]]:
-    """Where a tensor begins and ends to be constant, or to hold narrower numbers: rows that were never trained."""
+def _pieces(tensor: torch.Tensor) -> tuple[list[tuple[int, int]], torch.dtype | None]:
+    """Where a tensor begins and ends to be constant, or to hold narrower numbers: rows that were never trained.
+
+    With it, for a tensor that is one piece, the narrower dtype that holds all its numbers.
+    """
     n, size = tensor.numel() // BLOCK, BLOCK
+    whole = [(0, tensor.numel())]
     if n < 2 * RUN or tensor.dtype not in (torch.bfloat16, torch.float16, torch.float32):
-        return [(0, tensor.numel())]
+        return whole, _held(tensor)
     bits = tensor.reshape(-1)[: n * size].view(INTEGERS[tensor.dtype.itemsize]).view(n, size)
     seen = bits[:, :: size // LOOKS]  # trained numbers show here already that they are neither
     kind = torch.where((seen == seen[:, :1]).all(1), CONSTANTS, 0)
@@ -152,9 +157,12 @@ def _pieces(tensor: torch.Tensor) -> list[tuple[int, int]]:
             own[~constant] = 0
         own[constant] = blocks[constant, 0].long() + CONSTANTS  # one number for each
     runs = _runs(kind, tensor.numel())
-    if len(runs) == 2 and _held(tensor) is not None:  # only the last block is not full
-        return [(0, tensor.numel())]
-    return runs
+    if len(runs) > 2:
+        return runs, None
+    held = NARROW.get(int(kind[0])) if bool((kind == kind[0]).all()) else None
+    if held is None or not _exact(tensor.reshape(-1)[n * size :], held):
+        held = _held(tensor)
+    return (runs if held is None else whole), held  # two runs are one where only the last block is not full
 
 
 def _likely(kind: torch.Tensor) -> Iterator[tuple[int, int]]:
@@ -169,6 +177,7 @@ def _likely(kind: torch.Tensor) -> Iterator[tuple[int, int]]:
 
 def _halves(bits: torch.Tensor) -> torch.Tensor:
     """Which rows of float32 numbers are float16 ones, bit for bit, and no NaN."""
+    # Some processors change the payload of a NaN on the way to float16 and back; bfloat16 is cut off bits.
     half = bits.view(torch.float32).half()
     return (half.float().view(torch.int32) == bits).all(1) & ~half.isnan().any(1)
 
@@ -212,9 +221,7 @@ def _constant(data: Bytes, size: int) -> bool:
     return all(bool((elements[a:b] == elements[0]).all()) for a, b in ((0, 4096), (4096, None)))
 
 
-def _numbers(tensor: torch.Tensor, plain: Head, mode: str, threads: int) -> Coded:
-    held = _held(tensor)
-    values = tensor if held is None else tensor.to(held)
+def _numbers(values: torch.Tensor, plain: Head, mode: str, threads: int) -> Coded:
     name = str(values.dtype).removeprefix("torch.")
     plain = replace(plain, kind=PLANES, held=name)
     if mode == "fast":
@@ -246,9 +253,8 @@ def _planes(values: torch.Tensor, head: Head, threads: int, *, grouped: bool = F
 def _bitmaps(values: torch.Tensor, head: Head, threads: int) -> Coded:
     """Numbers cut by `head.split`, coded at a fixed length."""
     how = head.split or planes.FAST[head.held]
-    fields, raw = planes.split(values, how, threads=threads)
-    stream = bitmaps.encode(fields, threads=threads)
-    field = entropy(rans.histogram(as_bytes(fields)))
+    stream, raw, counts = bitmaps.encode_counted(values, how, threads=threads)
+    field = entropy(counts)
     return _coded(head, [stream, raw], entropy=field, limit_bits=field + how.raw_bits)
 
 
@@ -290,12 +296,9 @@ def _held(tensor: torch.Tensor) -> torch.dtype | None:
 
 
 def _exact(values: torch.Tensor, dtype: torch.dtype) -> bool:
-    # Some processors change the payload of a NaN on the way to float16 and back; bfloat16 is cut off bits.
-    if dtype == torch.bfloat16:
-        return not bool((values.view(torch.int32) & 0xFFFF).any())
-    narrow = values.to(dtype)
-    back = narrow.to(torch.float32).view(torch.int32)
-    return bool((back == values.view(torch.int32)).all()) and not bool(narrow.isnan().any())
+    """Whether `dtype` holds float32 numbers, [n], bit for bit."""
+    bits = values.view(torch.int32)
+    return bool(_halves(bits[None]).all()) if dtype == torch.float16 else not bool((bits & 0xFFFF).any())
 
 
 def _best_groups(values: torch.Tensor, how: Split, head: Head) -> tuple[int, Bytes | None, int]:
