@@ -75,7 +75,9 @@ class Subject:
 
     @property
     def config(self) -> Any:
-        """Of transformers."""
+        """Of transformers: the opened model's own, or what its folder says."""
+        if self._opened is not None:
+            return self._opened[0].config
         from transformers import AutoConfig
 
         return AutoConfig.from_pretrained(str(self.folder), trust_remote_code=False, local_files_only=True)
