@@ -136,6 +136,28 @@ def test_an_original_of_other_settings_is_measured(
     assert opened == ["original", "damaged"] * 2
 
 
+def test_the_head_that_is_kept_is_that_of_the_model_which_was_opened(place: Path, tmp_path: Path) -> None:
+    """An opener may give a model other settings than its folder says."""
+    from transformers import Gemma2Config, Gemma2ForCausalLM
+
+    sizes = {"vocab_size": 256, "hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 2, "head_dim": 16}
+    torch.manual_seed(3)
+    config = Gemma2Config(**sizes, num_attention_heads=4, num_key_value_heads=2, final_logit_softcapping=5.0)
+    shutil.copytree(place / "original", tmp_path / "m", ignore=shutil.ignore_patterns("*.safetensors", "config.json"))
+    Gemma2ForCausalLM(config).save_pretrained(tmp_path / "m")
+
+    def sharper(folder: Path) -> tuple[Any, Any]:
+        model, tokenizer = subjects.open_model(folder)
+        model.config.final_logit_softcapping = 0.01
+        return model, tokenizer
+
+    text = place / "corpus.txt"
+    report = evaluate(
+        tmp_path / "m", against=tmp_path / "m", text=text, max_tokens=300, context=64, opener=sharper, stride=64
+    )
+    assert report.kl == 0 and report.perplexity == report.original_perplexity
+
+
 def test_an_entry_that_makes_room_for_the_next_is_still_read(place: Path, tmp_path: Path) -> None:
     plain = run(place, tmp_path / "all")
     states = max(entry["bytes"] for entry in contents(tmp_path / "all").to_json()["entries"])

@@ -45,7 +45,6 @@ class Subject:
         named = embedded_or_id(str(model))
         self.folder = resolve_model(named, progress=progress)
         self.name = self.folder.resolve().name if Path(named).exists() else str(model)
-        self.label = self.name
         self.kind = model_kind(self.folder)
         self.sizes: Sizes = folder_sizes(self.folder)
         self.device, self.dtype = device, dtype
@@ -55,10 +54,6 @@ class Subject:
         self._own_opener = opener is not None
         self._opened: tuple[Any, Any] | None = None
         self._tokenizer: Any = None
-
-    @property
-    def is_open(self) -> bool:
-        return self._opened is not None
 
     @property
     def model(self) -> Any:
