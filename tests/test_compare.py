@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -186,16 +188,73 @@ def test_the_command_line_writes_what_it_was_asked_for(
         ("--report", "missing/r.html", "its folder does not exist; make it first"),
         ("--markdown", ".", "it is a folder, not a file"),
         ("--plots", "file", "it is not a folder"),
+        ("--plots", "file/plots", "it is not a folder"),
+        ("--markdown", "pipe", "it is not a regular file"),
     ],
 )
 def test_files_that_cannot_be_written_are_refused_before_the_work(
     place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], option: str, path: str, problem: str
 ) -> None:
     (tmp_path / "file").write_text("")
+    os.mkfifo(tmp_path / "pipe")
     target = str(tmp_path / path) if path != "." else str(tmp_path)
     code = execute(["compare", str(place / "w4"), "--against", "nowhere", "--text", "x", option, target])
     assert code == 2
     assert capsys.readouterr().err.startswith(f"error: {option} {target}: {problem}")
+
+
+def test_one_file_for_two_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    target = str(tmp_path / "r")
+    code = execute(["compare", "a", "--against", "b", "--text", "x", "--report", target, "--markdown", target])
+    assert code == 2
+    assert capsys.readouterr().err == f"error: --markdown {target}: it is the file of --report too\n"
+
+
+def test_figures_are_shown_where_their_file_cannot_be_written(
+    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = Path.replace
+
+    def full(path: Path, target: Path) -> Path:
+        if path.suffix == ".llmc-partial":
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return real(path, target)
+
+    monkeypatch.setattr(Path, "replace", full)
+    how = ["--context", "64", "--max-tokens", "300", "--stride", "64", "--against", str(place / "original")]
+    target = ["--text", str(place / "corpus.txt"), "--cache-size", "0", "--markdown", str(tmp_path / "t.md")]
+    code, plain = run_json(capsys, "compare", str(place / "w4"), *how, *target)
+    assert code == 3 and plain["error"]["message"] == "cannot be written: No space left on device"
+    assert plain["rows"][0]["label"] == "w4" and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("arguments", [["cache"], ["eval", "x", "--text", "y"]])
+@pytest.mark.parametrize("name", ["", "file"])
+def test_a_cache_that_is_no_folder_is_refused(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: list[str],
+    name: str,
+) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.chdir(tmp_path)
+    assert execute([*arguments, "--cache", name]) == 2
+    assert capsys.readouterr().err.startswith(f"error: --cache: not a folder: {name!r}; ")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"limit": 0}, "--limit: limit 0 leaves no item"),
+        ({"device": "cuda:99"}, "--device: device 'cuda:99' is not available here"),
+        ({"device": "cuda:x"}, "--device: device 'cuda:x' is not available here"),
+    ],
+)
+def test_options_out_of_range_are_refused(place: Path, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(LlmcError) as caught:
+        llmc.evaluate(place / "w4", text=place / "corpus.txt", **options)
+    assert str(caught.value).startswith(message) and caught.value.exit_code == 2
 
 
 def test_bits_per_byte_need_no_common_tokenizer(place: Path, tmp_path: Path) -> None:
@@ -209,6 +268,32 @@ def test_bits_per_byte_need_no_common_tokenizer(place: Path, tmp_path: Path) -> 
         ids = tokens_of(folder, text)
         expected = math.log2(alone.perplexity or 0) * ids / len(text.read_bytes())
         assert found == pytest.approx(expected, rel=1e-12)
+
+
+@pytest.mark.parametrize("swapped", [False, True])
+def test_bits_per_byte_of_a_part_are_of_the_bytes_that_its_tokens_cover(
+    place: Path, tmp_path: Path, swapped: bool
+) -> None:
+    """Also where the other tokenizer needs fewer tokens for that part than `max_tokens`."""
+    candidate, original = (place / "original", "tiny") if swapped else ("tiny", place / "original")
+    options: dict[str, Any] = {"context": 64, "stride": 64, "bits_per_byte": True}
+    text = place / "corpus.txt"
+    report = llmc.evaluate(candidate, against=original, text=text, max_tokens=300, **options)
+    covered = first_of(original, text, 300)
+    (tmp_path / "part.txt").write_text(covered)
+    alone = llmc.evaluate(candidate, text=tmp_path / "part.txt", **options)
+    assert len(covered) < len(text.read_text())
+    assert report.bits_per_byte == pytest.approx(alone.bits_per_byte, rel=1e-12)
+
+
+def first_of(folder: str | Path, text: Path, tokens: int) -> str:
+    from transformers import AutoTokenizer
+
+    from llmc.recipe_paths import resolve_model
+
+    tokenizer = AutoTokenizer.from_pretrained(resolve_model(str(folder)))
+    ids = tokenizer(text.read_text())["input_ids"][:tokens]
+    return tokenizer.decode(ids, skip_special_tokens=True)
 
 
 def tokens_of(folder: str | Path, text: Path) -> int:

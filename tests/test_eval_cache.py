@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -119,6 +121,51 @@ def spoil(about: Path, how: str) -> None:
         data.write_bytes(content if how == "flip" else content[:-1])
 
 
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [("generation_config.json", {"eos_token_id": 5}), ("tokenizer_config.json", {"add_prefix_space": True})],
+)
+def test_an_original_of_other_settings_is_measured(
+    place: Path, tmp_path: Path, opened: list[str], name: str, change: dict[str, Any]
+) -> None:
+    original = shutil.copytree(place / "original", tmp_path / "original")
+    options: dict[str, Any] = {"tasks": [place / "items.jsonl"], "cache": tmp_path / "cache"}
+    evaluate(place / "damaged", against=original, **options)
+    (original / name).write_text(json.dumps({**json.loads((original / name).read_text()), **change}))
+    evaluate(place / "damaged", against=original, **options)
+    assert opened == ["original", "damaged"] * 2
+
+
+def test_the_head_that_is_kept_is_that_of_the_model_which_was_opened(place: Path, tmp_path: Path) -> None:
+    """An opener may give a model other settings than its folder says."""
+    from transformers import Gemma2Config, Gemma2ForCausalLM
+
+    sizes = {"vocab_size": 256, "hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 2, "head_dim": 16}
+    torch.manual_seed(3)
+    config = Gemma2Config(**sizes, num_attention_heads=4, num_key_value_heads=2, final_logit_softcapping=5.0)
+    shutil.copytree(place / "original", tmp_path / "m", ignore=shutil.ignore_patterns("*.safetensors", "config.json"))
+    Gemma2ForCausalLM(config).save_pretrained(tmp_path / "m")
+
+    def sharper(folder: Path) -> tuple[Any, Any]:
+        model, tokenizer = subjects.open_model(folder)
+        model.config.final_logit_softcapping = 0.01
+        return model, tokenizer
+
+    text = place / "corpus.txt"
+    report = evaluate(
+        tmp_path / "m", against=tmp_path / "m", text=text, max_tokens=300, context=64, opener=sharper, stride=64
+    )
+    assert report.kl == 0 and report.perplexity == report.original_perplexity
+
+
+def test_an_entry_that_makes_room_for_the_next_is_still_read(place: Path, tmp_path: Path) -> None:
+    plain = run(place, tmp_path / "all")
+    states = max(entry["bytes"] for entry in contents(tmp_path / "all").to_json()["entries"])
+    tight = run(place, tmp_path / "tight", cache_limit=states + 1)
+    assert same(tight, plain) and not tight.notes
+    assert [entry["kind"] for entry in contents(tmp_path / "tight").to_json()["entries"]] == ["task"]
+
+
 def test_what_exceeds_the_limit_is_not_kept(place: Path, tmp_path: Path, opened: list[str]) -> None:
     report = run(place, tmp_path, cache_limit=10_000)
     assert same(report, run(place, None))
@@ -153,6 +200,52 @@ def test_entries_hold_what_was_written_and_the_oldest_make_room(tmp_path: Path) 
     tensors = {name: load(entry) for name, entry in found.tensors().items()}
     assert tensors["a"].tolist() == [[0, 0], [1, 1], [1, 1]] and tensors["b"].tolist() == [1, 2, 3, 4]
     assert sum(kept.bytes for kept in cache.entries()) <= 3 * size
+
+
+def test_of_two_writers_of_one_entry_the_first_is_kept(tmp_path: Path) -> None:
+    cache = Cache(tmp_path, 1 << 20)
+    with cache.writing({"n": 1}, {"kind": "second"}, SHAPES):
+        with cache.writing({"n": 1}, {"kind": "first"}, SHAPES):
+            assert len(list(tmp_path.iterdir())) == 2, "neither removed what the other is writing"
+        assert cache.clear() == 1 and len(list(tmp_path.iterdir())) == 1
+        fill(cache, 1)
+    kept = cache.find({"n": 1})
+    assert kept is not None and kept.about["kind"] == "test"
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_what_a_removal_left_does_not_stand_in_the_way(tmp_path: Path) -> None:
+    cache = Cache(tmp_path, 1 << 20)
+    fill(cache, 1)
+    next(tmp_path.glob(f"*/{ABOUT}")).unlink()
+    fill(cache, 1)
+    assert cache.find({"n": 1}) is not None
+
+
+KILLED = """
+import os, signal, sys, torch
+from pathlib import Path
+from llmc.eval.cache import Cache
+with Cache(Path(sys.argv[1]), 1 << 20).writing({}, {}, {"a": (torch.float32, (3,))}):
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_what_a_killed_process_left_is_removed(tmp_path: Path) -> None:
+    subprocess.run([sys.executable, "-c", KILLED, str(tmp_path)], check=False)
+    assert [path.name.split(".")[1][:7] for path in tmp_path.iterdir()] == ["partial"]
+    fill(Cache(tmp_path, 1 << 20), 1)
+    assert [path.parent for path in tmp_path.glob(f"*/{ABOUT}")] == list(tmp_path.iterdir())
+
+
+def test_what_is_no_entry_stays(tmp_path: Path) -> None:
+    for name in ("mine", "x.partial-y"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / ABOUT).write_text('{"bytes": 9, "about": {}, "format_version": 1, "sha256": ""}')
+    cache = Cache(tmp_path, 400)
+    fill(cache, 1)
+    assert cache.clear() == 1 and len(cache.entries()) == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["mine", "x.partial-y"]
 
 
 def test_a_failed_measurement_leaves_nothing(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from llmc.comparing import Judged
-from llmc.errors import OutputError, UnsupportedError
+from llmc.errors import OutputError, StorageError, UnsupportedError
 from llmc.eval import Comparison
 from llmc.eval.markdown import code, row, rule
 from llmc.gates import gates_table
@@ -30,7 +30,7 @@ class Files:
         """Refuse, before the work, what could not be written after it.
 
         Raises:
-            OutputError: no such folder, or a folder where a file should be.
+            OutputError: no such folder, something where a file or a folder should be, or one file for both.
             UnsupportedError: plots without matplotlib.
         """
         for option, name in (("--report", self.report), ("--markdown", self.markdown)):
@@ -39,15 +39,25 @@ class Files:
             path = Path(name)
             if path.is_dir():
                 raise OutputError("it is a folder, not a file", where=f"{option} {name}")
+            if path.exists() and not path.is_file():  # a device, which a file would replace
+                raise OutputError("it is not a regular file", where=f"{option} {name}")
             if not path.absolute().parent.is_dir():
                 raise OutputError("its folder does not exist", where=f"{option} {name}", fix="make it first")
-        if self.plots is not None and Path(self.plots).exists() and not Path(self.plots).is_dir():
-            raise OutputError("it is not a folder", where=f"--plots {self.plots}")
+        if self.report and self.markdown and Path(self.report).resolve() == Path(self.markdown).resolve():
+            raise OutputError("it is the file of --report too", where=f"--markdown {self.markdown}")
+        if self.plots is not None:
+            above = Path(self.plots).absolute()
+            first = next(path for path in (above, *above.parents) if path.exists())
+            if not first.is_dir():
+                raise OutputError("it is not a folder", where=f"--plots {self.plots}")
         if (self.report or self.plots) and find_spec("matplotlib") is None:
             raise UnsupportedError("plots need matplotlib", where="--report", fix="pip install 'llmc[report]'")
 
     def write(self, result: Judged) -> None:
-        """Write what was asked for, each file whole or not at all."""
+        """Write what was asked for, each file whole or not at all.
+
+        Raises StorageError, or OutputError of plots, where that fails.
+        """
         comparison = result.report
         if not isinstance(comparison, Comparison):
             return
@@ -75,5 +85,10 @@ def _gates_markdown(result: Judged) -> str:
 
 def _replace(path: Path, text: str) -> None:
     partial = path.with_name(f"{path.name}.llmc-partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)
+    try:
+        partial.write_text(text, encoding="utf-8")
+        partial.replace(path)
+    except OSError as error:
+        raise StorageError(f"cannot be written: {error.strerror}", where=str(path)) from error
+    finally:
+        partial.unlink(missing_ok=True)

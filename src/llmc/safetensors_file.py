@@ -11,7 +11,7 @@ import shlex
 import stat
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -101,16 +101,19 @@ def load(entry: TensorEntry) -> torch.Tensor:
     return _load(entry, entry.shape, entry.start, entry.stop)
 
 
-def load_rows(entry: TensorEntry, start: int, stop: int) -> torch.Tensor:
-    """Rows `[start, stop)` of dimension 0, `[stop - start, *shape[1:]]`. Raises as `load` does."""
+def load_rows(entry: TensorEntry, start: int, stop: int, file: int | None = None) -> torch.Tensor:
+    """Rows `[start, stop)` of dimension 0, `[stop - start, *shape[1:]]`. Raises as `load` does.
+
+    `file` is an open descriptor of the entry's file, which may be gone from its folder; None opens it.
+    """
     if not entry.shape or not 0 <= start <= stop <= entry.shape[0]:
         raise ValueError(f"rows {start}:{stop} of {short(entry.name)}, which is {list(entry.shape)}")
     row = entry.nbytes // max(1, entry.shape[0])
-    return _load(entry, (stop - start, *entry.shape[1:]), entry.start + start * row, entry.start + stop * row)
+    return _load(entry, (stop - start, *entry.shape[1:]), entry.start + start * row, entry.start + stop * row, file)
 
 
-def _load(entry: TensorEntry, shape: tuple[int, ...], start: int, stop: int) -> torch.Tensor:
-    with _opened(entry.file) as fd:
+def _load(entry: TensorEntry, shape: tuple[int, ...], start: int, stop: int, file: int | None = None) -> torch.Tensor:
+    with _opened(entry.file) if file is None else nullcontext(file) as fd:
         _check_stamp(fd, entry)
         try:
             tensor = torch.empty(shape, dtype=entry.dtype)

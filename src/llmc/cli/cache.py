@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 from typer import Option
@@ -26,4 +25,4 @@ def cache(output: Output, folder: Folder = None, clear: Clear = False) -> None:
     """
     from llmc.eval.cache import contents
 
-    output.result(contents(Path(folder) if folder else cache_folder(), clear=clear))
+    output.result(contents(cache_folder(folder), clear=clear))

@@ -8,6 +8,7 @@ from typer import Argument, Option
 
 from llmc.cli.measuring import Measuring
 from llmc.cli.output import Output
+from llmc.errors import LlmcError
 
 Models = Annotated[list[str], Argument(metavar="MODEL...", help="Model folders or Hub ids, also of other tools.")]
 Original = Annotated[str, Option("--against", metavar="MODEL", help="The original model: a folder or a Hub id.")]
@@ -45,5 +46,9 @@ def compare(
     options = Measuring(**measuring).arguments()
     result = llmc.compare(models, against=against, control=control, **options, progress=output.progress)
     output.notes(result.report.notes)
-    files.write(result)
+    try:
+        files.write(result)
+    except LlmcError as error:  # what was measured is not lost with it
+        output.show({**result.to_json(), "error": error.as_dict()}, result.tables)
+        raise
     output.result(result)

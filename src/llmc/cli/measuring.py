@@ -68,9 +68,11 @@ class Measuring:
         """Keyword arguments for the library. What was not given is left out: defaults are the library's.
 
         Raises:
-            UsageError: a size that cannot be read.
+            UsageError: a size that cannot be read, or a cache that is no folder.
         """
-        given = {name: value for name, value in asdict(self).items() if value not in (None, []) and value is not False}
+        given: dict[str, Any] = {
+            name: value for name, value in asdict(self).items() if value not in (None, []) and value is not False
+        }
         if "task" in given:
             given["tasks"] = files(given.pop("task"))
         if "lm_eval" in given:
@@ -80,11 +82,19 @@ class Measuring:
         limit = _size(given.pop("cache_size")) if "cache_size" in given else None
         if limit == 0:
             return {name: value for name, value in given.items() if name != "cache"}
-        return {"cache": cache_folder(), **given, **({} if limit is None else {"cache_limit": limit})}
+        given["cache"] = cache_folder(self.cache)
+        return {**given, **({} if limit is None else {"cache_limit": limit})}
 
 
-def cache_folder() -> Path:
-    """Where evaluations keep what originals show, unless `--cache` says otherwise."""
+def cache_folder(given: str | None) -> Path:
+    """Where evaluations keep what originals show, unless `--cache` says otherwise.
+
+    Raises UsageError where that names no folder.
+    """
+    if given is not None:
+        if not given or (os.path.exists(given) and not os.path.isdir(given)):
+            raise UsageError(f"not a folder: {given!r}", where="--cache", fix="name a folder; it is made where missing")
+        return Path(given)
     base = os.environ.get("LLMC_CACHE") or os.path.join(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "llmc")
     return Path(base).expanduser() / "originals"
 
@@ -92,7 +102,7 @@ def cache_folder() -> Path:
 def _size(text: str) -> int:
     from llmc.schema import byte_count
 
-    size = 0 if text == "0" else byte_count(text)
+    size = 0 if text.strip() == "0" else byte_count(text)
     if size is None:
         raise UsageError(f"not a size: {text!r}", where="--cache-size", fix="write it like 8GiB or 500MB")
     return size

@@ -1,12 +1,14 @@
 """What evaluations keep of originals, so that the next candidate costs no pass of the original.
 
 An entry is a folder named by the SHA-256 of everything its content depends on. It holds a safetensors file, and
-`entry.json` with what it is, its size and the SHA-256 of the file. It is written beside its place and renamed. What
-cannot be trusted any more (damage, another version of the format) is removed and measured again, and a note says so.
+`entry.json` with what it is, its size and the SHA-256 of the file. It is written beside its place, locked by whoever
+writes it, and renamed. What cannot be trusted any more (damage, another version of the format) is removed and measured
+again, and a note says so. What a killed process left is not locked, and removed by the next one that writes.
 """
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
@@ -14,7 +16,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,10 +28,14 @@ from llmc.errors import LlmcError, StorageError
 from llmc.layout import Shapes, WeightFiles, arrange
 from llmc.safetensors_file import read_file
 from llmc.safetensors_header import TensorEntry
+from llmc.sidecar import plain_files
 from llmc.structure import Table
 
 FORMAT_VERSION = 1
 DATA, ABOUT = "model.safetensors", "entry.json"
+HEX = "[0-9a-f]"
+ENTRIES, PARTIALS = f"{HEX * 64}/{ABOUT}", f"{HEX * 12}.partial-*"
+"""Patterns of what a cache writes: nothing else in its folder is ever removed."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +60,8 @@ class Writer:
         self.folder = folder
         self._slots = files.slots
         self._file = os.open(folder / DATA, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o644)
+        with suppress(OSError):  # a file system without locks
+            fcntl.flock(self._file, fcntl.LOCK_EX)
         os.pwrite(self._file, files.headers[DATA], 0)
         os.ftruncate(self._file, files.total)
 
@@ -85,13 +93,13 @@ class Cache:
 
     def entries(self) -> list[Kept]:
         """All readable entries, the last used one first."""
-        found = [self._read(path) for path in self.folder.glob("*/" + ABOUT)] if self.folder.is_dir() else []
+        found = [self._read(path) for path in self._matching(ENTRIES)]
         return sorted((kept for kept in found if kept is not None), key=lambda kept: -kept.used)
 
     def find(self, facts: Mapping[str, Any], *, check: bool = True) -> Kept | None:
         """The entry that was made under `facts`, and unless told otherwise checked against its SHA-256; else None."""
         place = self.folder / key_of(facts)
-        if not (place / ABOUT).exists():
+        if not os.path.exists(place / ABOUT):
             return None
         kept = self._read(place / ABOUT)
         problem = "not readable" if kept is None else _problem(kept) if check else ""
@@ -99,7 +107,8 @@ class Cache:
             shutil.rmtree(place, ignore_errors=True)
             self.notes.append(f"cache: the entry {place.name[:12]} is {problem}: removed, and measured again")
             return None
-        os.utime(place / ABOUT)
+        with suppress(OSError):  # of another user
+            os.utime(place / ABOUT)
         return kept
 
     @contextmanager
@@ -119,11 +128,10 @@ class Cache:
                 writer = Writer(partial, files)
                 try:
                     yield writer
+                    self._seal(partial, about)
+                    _place(partial, self.folder / key)
                 finally:
                     writer.close()
-                self._seal(partial, about)
-                shutil.rmtree(self.folder / key, ignore_errors=True)
-                os.replace(partial, self.folder / key)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
 
@@ -132,11 +140,21 @@ class Cache:
         return arrange(shapes, shard_bytes=1 << 62).total <= self.limit
 
     def clear(self) -> int:
-        """Remove all entries; returns how many there were."""
-        found = [path.parent for path in self.folder.glob("*/" + ABOUT)] if self.folder.is_dir() else []
-        for place in [*found, *self.folder.glob("*.partial-*")]:
-            shutil.rmtree(place, ignore_errors=True)
-        return len(found)
+        """Remove all entries; returns how many there were. What another process is writing stays."""
+        found = self._matching(ENTRIES)
+        for path in found:
+            shutil.rmtree(path.parent, ignore_errors=True)
+        self._remove_abandoned()
+        return sum(not path.exists() for path in found)
+
+    def _remove_abandoned(self) -> None:
+        """Remove what killed processes were writing."""
+        for partial in self._matching(PARTIALS):
+            if not _is_locked(partial / DATA):
+                shutil.rmtree(partial, ignore_errors=True)
+
+    def _matching(self, pattern: str) -> list[Path]:
+        return list(self.folder.glob(pattern)) if self.folder.is_dir() else []
 
     def _seal(self, partial: Path, about: Mapping[str, Any]) -> None:
         data = partial / DATA
@@ -146,6 +164,7 @@ class Cache:
     def _make_room(self, needed: int) -> None:
         if needed > self.limit:
             raise StorageError(f"an entry of {needed:,} bytes exceeds the cache's limit of {self.limit:,}")
+        self._remove_abandoned()
         entries = self.entries()
         held = sum(kept.bytes for kept in entries)
         while entries and held + needed > self.limit:
@@ -161,6 +180,27 @@ class Cache:
             return Kept(path.parent, dict(found["about"]), found["format_version"], size, found["sha256"], used)
         except (OSError, ValueError, KeyError, TypeError):
             return None
+
+
+def _place(partial: Path, place: Path) -> None:
+    """Give a finished entry its name; where another process was first, its entry is as good."""
+    if not (place / ABOUT).exists():
+        shutil.rmtree(place, ignore_errors=True)  # what a removal that was stopped left
+    try:
+        partial.replace(place)
+    except OSError:
+        if not (place / ABOUT).exists():
+            raise
+
+
+def _is_locked(path: Path) -> bool:
+    """Whether a process may be writing the file, or about to make it."""
+    try:
+        with path.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return True
+    return False
 
 
 def _problem(kept: Kept) -> str:
@@ -219,11 +259,11 @@ def key_of(facts: Mapping[str, Any]) -> str:
 
 
 def model_sha256(folder: Path) -> str:
-    """SHA-256 of what a model's figures depend on: the names and contents of its config and weight files."""
+    """SHA-256 of what a model's figures depend on: the names and contents of its files, tokenizer and generation
+    settings among them."""
     whole = hashlib.sha256()
-    for path in sorted(folder.iterdir()):
-        if path.suffix == ".safetensors" or path.name == "config.json":
-            whole.update(f"{path.name}\0{_sha256(path)}\0".encode())
+    for path in sorted({*plain_files(folder), *folder.glob("*.safetensors")}):
+        whole.update(f"{path.name}\0{_sha256(path)}\0".encode())
     return whole.hexdigest()
 
 

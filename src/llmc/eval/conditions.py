@@ -14,7 +14,7 @@ from torch import Tensor
 from llmc.errors import CalibrationError, InputError, UsageError
 from llmc.eval.loading import position_limit, quiet
 from llmc.eval.report import Source
-from llmc.eval.tasks import Task, load_tasks
+from llmc.eval.tasks import Task, check_limit, load_tasks
 from llmc.eval.text_pairs import TextPair, load_similarities, load_translations
 from llmc.recipe_paths import embedded_text
 
@@ -88,6 +88,7 @@ def read_conditions(
         CalibrationError: a file that cannot be read or used.
     """
     _check_options(context, stride, max_tokens)
+    check_limit(limit)
     if text is None and not tasks and pairs is None and not lm_eval:
         raise UsageError("nothing to measure on", where="--text", fix="give --text FILE, --task FILE or both")
     for option, wanted in (("bits-per-byte", bits_per_byte), ("degeneration", degeneration)):
@@ -191,9 +192,15 @@ def check_device(device: str, dtype: str) -> torch.dtype:
         raise UsageError(f"unknown dtype {dtype!r}", where="--dtype", fix="choose one of: " + ", ".join(DTYPES))
     if device.split(":")[0] not in ("cpu", "cuda"):
         raise UsageError(f"unknown device {device!r}", where="--device", fix="choose cpu or cuda")
-    if device != "cpu" and not torch.cuda.is_available():
+    if device != "cpu" and device not in _gpus():
         raise UsageError(f"device {device!r} is not available here", where="--device", fix="use cpu")
     return DTYPES[dtype]
+
+
+def _gpus() -> list[str]:
+    """What the GPUs here may be called."""
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    return [*(["cuda"] if count else []), *(f"cuda:{i}" for i in range(count))]
 
 
 def _check_options(context: int, stride: int, max_tokens: int | None) -> None:

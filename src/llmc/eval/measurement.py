@@ -110,9 +110,8 @@ def _of_decoder(
     subject: Subject, original: Shown | None, conditions: Conditions, progress: Progress | None
 ) -> dict[str, Any]:
     """On the text, in the tasks, and continuing the prompt."""
-    ids = None if conditions.text is None else _ids(subject, original, conditions)
     scored = Scored(subject.name, subject.model)
-    figures = dict(NO_TEXT) if ids is None else _of_text(scored, subject, original, conditions, ids, progress)
+    figures = dict(NO_TEXT) if conditions.text is None else _of_text(scored, subject, original, conditions, progress)
     tasks = []
     for i, task in enumerate(conditions.tasks):
         mine = judge(scored, subject.tokenizer, task, progress=progress)
@@ -139,9 +138,9 @@ def _of_text(
     subject: Subject,
     original: Shown | None,
     conditions: Conditions,
-    ids: Tensor,
     progress: Progress | None,
 ) -> dict[str, Any]:
+    conditions, ids = _ids(subject, original, conditions)
     require_positions(subject, conditions.context)
     require_ids_fit(scored.model, int(ids.max()), subject.name)
     text = None if original is None or conditions.bits_per_byte else original.text
@@ -159,18 +158,20 @@ def _of_text(
     return figures
 
 
-def _ids(subject: Subject, original: Shown | None, conditions: Conditions) -> Tensor:
-    """The text in a subject's tokens, which are the original's but where only bits per byte are compared."""
-    if original is None or original.ids is None:
-        return token_ids(conditions, subject)
-    if not conditions.bits_per_byte:
-        if subject.tokenizer_sha256 is not None and subject.tokenizer_sha256 == original.subject.tokenizer_sha256:
-            return original.ids
-        ids = token_ids(conditions, subject)
-        require_same_ids(conditions, ids, original.ids, (subject.name, original.subject.name))
-        return ids
-    covered = _covered(conditions, original.subject, original.ids)  # the same text, however many tokens that is
-    return token_ids(replace(conditions, text=covered, max_tokens=None), subject)
+def _ids(subject: Subject, original: Shown | None, conditions: Conditions) -> tuple[Conditions, Tensor]:
+    """The text in a subject's tokens, which are the original's but where only bits per byte are compared: then the
+    conditions are those of the text that the original's tokens cover, however many that is."""
+    theirs = None if original is None else original.ids
+    if original is None or theirs is None:
+        return conditions, token_ids(conditions, subject)
+    if conditions.bits_per_byte:
+        conditions = replace(conditions, text=_covered(conditions, original.subject, theirs), max_tokens=None)
+        return conditions, token_ids(conditions, subject)
+    if subject.tokenizer_sha256 is not None and subject.tokenizer_sha256 == original.subject.tokenizer_sha256:
+        return conditions, theirs
+    ids = token_ids(conditions, subject)
+    require_same_ids(conditions, ids, theirs, (subject.name, original.subject.name))
+    return conditions, ids
 
 
 def _covered(conditions: Conditions, subject: Subject, ids: Tensor) -> str:

@@ -6,6 +6,8 @@ them: KL stays exact, and the original need not be in memory. Of a task it is wh
 
 from __future__ import annotations
 
+import os
+import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -60,11 +62,16 @@ class OnText:
 
 
 class KeptStates:
-    """The states of a text as a `Reference`; windows have to come in order."""
+    """The states of a text as a `Reference`; windows have to come in order.
+
+    Their file stays open: the entry may be removed meanwhile, to make room or by another process.
+    """
 
     def __init__(self, name: str, entry: TensorEntry, head: Head, device: str) -> None:
         self.name = name
         self._entry, self._head, self._device = entry, head, device
+        self._file = os.open(entry.file, os.O_RDONLY | os.O_CLOEXEC)
+        weakref.finalize(self, os.close, self._file)
         self._row = 0
 
     def states(self, batch: Sequence[Window], tokens: Tensor) -> list[Tensor]:
@@ -74,7 +81,7 @@ class KeptStates:
         out = []
         for window in batch:
             end = self._row + window.end - window.first
-            out.append(load_rows(self._entry, self._row, end).to(self._device))
+            out.append(load_rows(self._entry, self._row, end, self._file).to(self._device))
             self._row = end
         return out
 
@@ -146,7 +153,6 @@ class Original:
         subject = self.subject
         return {
             "model": model_sha256(subject.folder),
-            "tokenizer": subject.tokenizer_sha256,
             "dtype": str(subject.dtype),
             "device": subject.device.split(":")[0],
             "versions": [each.__version__ for each in (llmc, torch, transformers, tokenizers)],

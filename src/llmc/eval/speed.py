@@ -27,7 +27,7 @@ REPEATS = 5
 def start_peak(device: str) -> None:
     """Forget the highest memory use so far, where the system can."""
     if device.startswith("cuda"):
-        torch.cuda.reset_peak_memory_stats()
+        torch.cuda.reset_peak_memory_stats(device)
         return
     try:
         Path("/proc/self/clear_refs").write_text("5")  # Linux: the peak becomes what is in use now
@@ -38,7 +38,7 @@ def start_peak(device: str) -> None:
 def peak_memory(device: str) -> int | None:
     """Bytes of the GPU, or resident bytes of the process, at most since `start_peak`; None where it cannot be told."""
     if device.startswith("cuda"):
-        return int(torch.cuda.max_memory_allocated())
+        return int(torch.cuda.max_memory_allocated(device))
     try:
         lines = Path("/proc/self/status").read_text().splitlines()
     except OSError:
@@ -82,7 +82,7 @@ def _rates(work: Callable[[], Any], tokens: int, device: torch.device) -> list[f
         started = time.perf_counter()
         work()
         if device.type == "cuda":
-            torch.cuda.synchronize()
+            torch.cuda.synchronize(device)
         rates.append(tokens / (time.perf_counter() - started))
     return rates[1:]
 

@@ -49,7 +49,6 @@ class Subject:
         named = embedded_or_id(str(model))
         self.folder = resolve_model(named, progress=progress)
         self.name = self.folder.resolve().name if Path(named).exists() else str(model)
-        self.label = self.name
         self.kind = model_kind(self.folder)
         self.sizes: Sizes = folder_sizes(self.folder)
         self.device, self.dtype = device, dtype
@@ -59,10 +58,6 @@ class Subject:
         self._own_opener = opener is not None
         self._opened: tuple[Any, Any] | None = None
         self._tokenizer: Any = None
-
-    @property
-    def is_open(self) -> bool:
-        return self._opened is not None
 
     @property
     def model(self) -> Any:
@@ -79,7 +74,9 @@ class Subject:
 
     @property
     def config(self) -> Any:
-        """Of transformers."""
+        """Of transformers: the opened model's own, or what its folder says."""
+        if self._opened is not None:
+            return self._opened[0].config
         from transformers import AutoConfig
 
         return AutoConfig.from_pretrained(str(self.folder), trust_remote_code=False, local_files_only=True)

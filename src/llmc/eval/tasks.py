@@ -99,6 +99,12 @@ def load_tasks(paths: Sequence[str | Path], limit: int | None = None) -> list[Ta
     return [load_task(path, limit) for path in paths]
 
 
+def check_limit(limit: int | None) -> None:
+    """Raise UsageError for a number of items below 1."""
+    if limit is not None and limit < 1:
+        raise UsageError(f"limit {limit} leaves no item", where="--limit", fix="use 1 or more")
+
+
 def load_task(path: str | Path, limit: int | None = None) -> Task:
     """Read one task.
 
@@ -112,8 +118,7 @@ def load_task(path: str | Path, limit: int | None = None) -> Task:
         CalibrationError: no such file or data set, or a wrong line, named with its number.
         UsageError: the embedded world has no such task, or a limit below 1. NetworkError: the Hub cannot be reached.
     """
-    if limit is not None and limit < 1:
-        raise UsageError(f"limit {limit} leaves no item", where="--limit", fix="use 1 or more")
+    check_limit(limit)
     content = embedded_task(str(path))
     if content is None and is_table(path):
         return _load_table(str(path), limit)
