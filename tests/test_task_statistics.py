@@ -8,6 +8,7 @@ from statistics import NormalDist
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from llmc.eval.intervals import paired_intervals
 from llmc.eval.statistics import items_to_resolve, mcnemar, share_interval
@@ -33,10 +34,15 @@ def test_mcnemar_of_many_items() -> None:
 
 
 def test_mcnemar_equals_scipy() -> None:
-    stats = pytest.importorskip("scipy.stats")
     for lost, gained in [(0, 0), (1, 4), (10, 25), (300, 350)]:
         expected = stats.binomtest(lost, lost + gained).pvalue if lost + gained else 1
         assert mcnemar(lost, gained) == pytest.approx(expected, rel=1e-12)
+
+
+@pytest.mark.parametrize(("count", "items"), [(0, 9), (1, 10), (7, 50), (50, 50), (333, 1000)])
+def test_share_intervals_equal_scipys(count: int, items: int) -> None:
+    found = stats.binomtest(count, items).proportion_ci(0.95, method="exact")
+    assert share_interval(count, items) == pytest.approx((found.low, found.high), abs=1e-9)
 
 
 @pytest.mark.parametrize("items", [1, 5, 40])
