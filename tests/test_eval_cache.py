@@ -140,7 +140,13 @@ def test_the_head_that_is_kept_is_that_of_the_model_which_was_opened(place: Path
     """An opener may give a model other settings than its folder says."""
     from transformers import Gemma2Config, Gemma2ForCausalLM
 
-    sizes = {"vocab_size": 256, "hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 2, "head_dim": 16}
+    sizes: dict[str, Any] = {
+        "vocab_size": 256,
+        "hidden_size": 64,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "head_dim": 16,
+    }
     torch.manual_seed(3)
     config = Gemma2Config(**sizes, num_attention_heads=4, num_key_value_heads=2, final_logit_softcapping=5.0)
     shutil.copytree(place / "original", tmp_path / "m", ignore=shutil.ignore_patterns("*.safetensors", "config.json"))

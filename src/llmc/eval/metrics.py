@@ -131,14 +131,18 @@ def score(
     """
     report = progress or silent
     rows: list[list[float]] = []
-    token_kl: list[Tensor] = []
+    # made at once: many small tensors between the temporaries would keep the allocator from giving memory back
+    token_kl = torch.empty(sum(w.end - w.first for w in windows(len(ids), context, stride)))
+    at = 0  # tokens scored
     for batch, tokens in _batched(candidate, ids, context, stride):
         mine = candidate.states(batch, tokens)
         theirs = [None] * len(batch) if original is None else original.states(batch, tokens)
         for window, states, reference in zip(batch, mine, theirs, strict=True):
-            row = _score_window(ids[window.first : window.end], (candidate, states), (original, reference), token_kl)
+            targets = ids[window.first : window.end]
+            row = _score_window(targets, (candidate, states), (original, reference), token_kl[at : at + len(targets)])
             _require_finite(row, window, len(rows), ids, candidate, original)
             rows.append(row)
+            at += len(targets)
             if keep is not None:
                 keep(states)
         report(f"evaluate {candidate.name}", batch[-1].end, len(ids))
@@ -146,7 +150,7 @@ def score(
     if not compared:
         return WindowSums(counts, nll)
     original_nll, kl, agree = compared
-    return WindowSums(counts, nll, original_nll, kl, agree, torch.cat(token_kl).numpy())
+    return WindowSums(counts, nll, original_nll, kl, agree, token_kl.numpy())
 
 
 def _batched(scored: Scored, ids: Tensor, context: int, stride: int) -> Iterator[tuple[list[Window], Tensor]]:
@@ -159,11 +163,11 @@ def _score_window(
     targets: Tensor,
     mine: tuple[Scored, Tensor],
     theirs: tuple[Reference | None, Tensor | None],
-    token_kl: list[Tensor],
+    token_kl: Tensor,
 ) -> list[float]:
     """`[tokens, nll]`, and with a reference `[tokens, nll, original nll, kl, agree]`, of one window.
 
-    `mine` and `theirs` are a model and its states `[tokens, width]`. The KL of the tokens is added to `token_kl`.
+    `mine` and `theirs` are a model and its states `[tokens, width]`. Their KL goes into `token_kl` `[tokens]`.
     """
     (candidate, states), (original, reference) = mine, theirs
     sums = [float(len(targets)), 0.0] + ([] if reference is None else [0.0, 0.0, 0.0])
@@ -178,7 +182,7 @@ def _score_window(
         before = original.logits(reference[part].to(logits.device))
         if logits.shape[-1] != before.shape[-1]:
             raise _vocabularies(candidate.name, logits.shape[-1], original.name, before.shape[-1])
-        _add_pair(sums, token_kl, logits, before, wanted)
+        _add_pair(sums, token_kl[part], logits, before, wanted)
     return sums
 
 
@@ -193,10 +197,10 @@ def _add_alone(sums: list[float], logits: Tensor, targets: Tensor) -> None:
         sums[1] += cross_entropy(logits[rows].double(), targets[rows]).sum().item()
 
 
-def _add_pair(sums: list[float], token_kl: list[Tensor], logits: Tensor, before: Tensor, targets: Tensor) -> None:
+def _add_pair(sums: list[float], token_kl: Tensor, logits: Tensor, before: Tensor, targets: Tensor) -> None:
     for rows in _chunks(logits):
         original_nll, nll, kl, agree = paired_losses(before[rows], logits[rows], targets[rows])
-        token_kl.append(kl.float().cpu())
+        token_kl[rows] = kl
         for i, figure in enumerate((nll, original_nll, kl, agree), 1):
             sums[i] += figure.sum().item()
 
