@@ -72,7 +72,7 @@ def full() -> Comparison:
     blocks = ("model.layers.0", "model.layers.1")
     small = replace(heavy, layer_error=dict(zip(blocks, (0.25, 0.5), strict=True)), speed=SPEED, notes=("a note",))
     large = replace(light, layer_error=dict(zip(blocks, (0.0, 0.001), strict=True)))
-    worse = replace(heavy, weight_bytes=95_000)
+    worse = replace(heavy, weight_bytes=95_000, layer_error={})
     rows = [Row("small", small), Row("large", large), Row("worse", worse, control_of="large")]
     return compared(original, rows)
 
@@ -107,6 +107,7 @@ def bare() -> Comparison:
         **dict.fromkeys(("perplexity", "original_perplexity", "perplexity_ratio", "kl", "kl_median", "kl_p99")),
         **{"top1_agreement": None, "tokens": None, "text": None, "worst": (), "samples": (), "bits_per_byte": None},
         "windows": WindowSums(np.zeros(0), np.zeros(0)),
+        "layer_error": {},
     }
     nothing["intervals"] = {"flip_rate": (0.01, 0.6)}
     rows = [

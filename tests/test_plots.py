@@ -47,7 +47,7 @@ def test_every_plot_is_there_and_says_what_it_is() -> None:
 def test_what_was_not_measured_is_not_drawn() -> None:
     assert list(drawn(bare())) == ["flips-against-bytes"]
     original, light, _ = measured()
-    same = replace(light, kl=0.0, windows=replace(light.windows, token_kl=np.zeros(9, np.float32)))
+    same = replace(light, kl=0.0, layer_error={}, windows=replace(light.windows, token_kl=np.zeros(9, np.float32)))
     assert drawn(compared(original, [Row("same", same)])) == {}
     assert drawn(compared(original, [])) == {}
 

@@ -20,7 +20,8 @@ KEYS = (
 )
 METRICS = (
     "perplexity, perplexity_ratio, kl, kl_median, kl_p99, top1_agreement, weight_bytes, bits_per_weight, "
-    "model_bits_per_weight, original_perplexity, original_weight_bytes, original_bits_per_weight, tokens, flip_rate"
+    "model_bits_per_weight, original_perplexity, original_weight_bytes, original_bits_per_weight, tokens, flip_rate, "
+    "bits_per_byte, original_bits_per_byte, overhead_bits_per_weight"
 )
 FORMATS = "compressed-tensors, gptq, bitsandbytes, dense"
 TOP = "model: m\n"
