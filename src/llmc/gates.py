@@ -252,14 +252,18 @@ def _figure(keys: Sequence[str], gate: Gate, values: Mapping[str, Any]) -> float
 
 
 def _interval(keys: Sequence[str], values: Mapping[str, Any]) -> tuple[float, float] | None:
-    """The interval of the figure at `keys`, which stands beside it; None where there is none, or it is no number."""
+    """The interval of the figure at `keys`, which stands beside it; None where there is none.
+
+    An edge that is null was beyond a float: the interval has no end there.
+    """
     section: Any = values
     for key in keys[:-1]:
         section = section.get(key) if isinstance(section, Mapping) else None
     edges = section.get("intervals", {}).get(keys[-1]) if isinstance(section, Mapping) else None
-    if edges is None or None in edges:
+    if edges is None:
         return None
-    return float(edges[0]), float(edges[1])
+    low, high = edges
+    return -math.inf if low is None else float(low), math.inf if high is None else float(high)
 
 
 def _known(values: Mapping[str, Any]) -> str:
