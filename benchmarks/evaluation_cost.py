@@ -10,13 +10,12 @@ from __future__ import annotations
 
 import argparse
 import os
-import platform
 import statistics
 import sys
 import tempfile
 from pathlib import Path
 
-from measuring import Usage, measured
+from measuring import Usage, machine, measured
 
 IMPORTS = "import llmc.comparing; from transformers import AutoModelForCausalLM, AutoTokenizer"
 
@@ -39,8 +38,9 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, nargs="+", default=[16384, 65536])
     parser.add_argument("--repeats", type=int, default=3)
     options = parser.parse_args()
-    print(f"{platform.machine()}, load {os.getloadavg()[0]:.1f}, Python {platform.python_version()}")
-    print(f"threads: {os.environ.get('OMP_NUM_THREADS', 'default')}\n")
+    about = machine()
+    print(f"{about['processor']}, {about['cores']} cores, load {about['load']}.")
+    print(f"Threads: {os.environ.get('OMP_NUM_THREADS', 'default')}.\n")
     print("| tokens | run | CPU s | without imports | of the first | peak MB |")
     print("|---:|---|---:|---:|---:|---:|")
     with tempfile.TemporaryDirectory() as place:
