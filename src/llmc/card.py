@@ -7,6 +7,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
+SERVE = {"vllm": "vllm serve {name}", "sglang": "python -m sglang.launch_server --model-path {name}"}
 LOAD = {
     "compressed-tensors": """```python
 from transformers import AutoModelForCausalLM
@@ -57,7 +58,7 @@ def model_card(
 ## Load
 
 {LOAD[container].format(name=name, flag=flag)}
-
+{_serving(name, runtimes)}
 | runtime | loads |
 |---|---|
 {rows}
@@ -78,6 +79,17 @@ The folder carries its decoder in `kernel/`, loadable by the `kernels` library. 
 {json.dumps(recipe, indent=2)}
 ```
 """
+
+
+def _serving(name: str, runtimes: dict[str, str]) -> str:
+    """Commands of the servers that load the folder, with the flags that their row asks for."""
+    lines = []
+    for runtime, command in SERVE.items():
+        says = runtimes.get(runtime, "no")
+        flags = says.partition("with ")[2] if says.startswith("yes, with --") else ""
+        if says.startswith("yes"):
+            lines.append(f"{command.format(name=name)} {flags}".rstrip())
+    return "\n```sh\n" + "\n".join(lines) + "\n```\n" if lines else ""
 
 
 def lossless_card(name: str, base_model: str, result: dict[str, Any], model: bool) -> str:
