@@ -146,6 +146,16 @@ def test_a_batch_stays_small_however_long_the_text() -> None:
     assert sums.nll.sum() == pytest.approx(49_500 * math.log(VOCABULARY))
 
 
+def test_an_original_that_is_whole_bounds_the_batch(
+    pair: tuple[Scored, Scored], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its states are all its logits."""
+    monkeypatch.setattr(metrics, "BATCH_LOGITS", 2 * 20 * VOCABULARY)
+    whole = Recording(torch.zeros(VOCABULARY, VOCABULARY))
+    score(pair[0], Scored("whole", whole), ids=token_ids(400), context=20, stride=20)
+    assert pair[0].halves.head is not None and max(whole.given) == 2 * 20
+
+
 def test_a_large_vocabulary_is_run_one_window_at_a_time() -> None:
     model = Recording(torch.zeros(1, 1).expand(VOCABULARY, 200_000))
     assert metrics._windows_per_batch(Scored("m", model), 512) == 1

@@ -134,7 +134,8 @@ def score(
     # made at once: many small tensors between the temporaries would keep the allocator from giving memory back
     token_kl = torch.empty(sum(w.end - w.first for w in windows(len(ids), context, stride)))
     at = 0  # tokens scored
-    for batch, tokens in _batched(candidate, ids, context, stride):
+    running = [each for each in (candidate, original) if isinstance(each, Scored)]
+    for batch, tokens in _batched(running, ids, context, stride):
         mine = candidate.states(batch, tokens)
         theirs = [None] * len(batch) if original is None else original.states(batch, tokens)
         for window, states, reference in zip(batch, mine, theirs, strict=True):
@@ -153,9 +154,12 @@ def score(
     return WindowSums(counts, nll, original_nll, kl, agree, token_kl.numpy())
 
 
-def _batched(scored: Scored, ids: Tensor, context: int, stride: int) -> Iterator[tuple[list[Window], Tensor]]:
-    """The windows of `ids` in the batches in which `scored` is run, and their tokens `[windows, length]`."""
-    for batch in _batches(windows(len(ids), context, stride), _windows_per_batch(scored, context)):
+def _batched(
+    running: Sequence[Scored], ids: Tensor, context: int, stride: int
+) -> Iterator[tuple[list[Window], Tensor]]:
+    """The windows of `ids` in batches that every model which runs can take, and their tokens `[windows, length]`."""
+    limit = min(_windows_per_batch(scored, context) for scored in running)
+    for batch in _batches(windows(len(ids), context, stride), limit):
         yield batch, torch.stack([ids[w.start : w.end] for w in batch])
 
 
