@@ -13,6 +13,7 @@ from tiny_models import build
 
 import llmc
 from llmc.errors import LlmcError
+from llmc.eval import metrics
 from llmc.eval import seq2seq as subject
 from llmc.eval.metrics import Scored
 from llmc.eval.seq2seq import open_seq2seq, score_pairs
@@ -108,7 +109,7 @@ def test_sums_depend_neither_on_batches_nor_on_chunks(
 ) -> None:
     whole = score_pairs(*models, PAIRS, tokenizer)
     monkeypatch.setattr(subject, "BATCH_TOKENS", 1)
-    monkeypatch.setattr(subject, "CHUNK_ELEMENTS", {"cpu": 3 * 256})
+    monkeypatch.setattr(metrics, "CHUNK_ELEMENTS", {"cpu": 3 * 256})
     single = score_pairs(*models, PAIRS, tokenizer)
     for one, other in zip(vars(whole).values(), vars(single).values(), strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-3, atol=1e-5)

@@ -13,9 +13,8 @@ from llmc.errors import GateError, UsageError
 from llmc.eval import Comparison, EvalReport
 from llmc.eval.evaluation import beside
 from llmc.eval.sizes import folder_sizes
+from llmc.eval.subject import folder_of
 from llmc.gates import GateResult, check_gate, check_gates, check_measured, gates_failure, gates_table, task_name
-from llmc.hub import resolve_model
-from llmc.recipe_paths import resolve_model as embedded_or_id
 from llmc.structure import Progress, Table
 
 
@@ -104,9 +103,9 @@ def _controls(
 ) -> dict[str, str]:
     """Folder of a control -> the model whose size it has. Each is called after that and its bytes."""
     made: dict[str, str] = {}
-    controls = Controls(resolve_model(embedded_or_id(str(against)), progress=progress))
+    controls = Controls(folder_of(against, progress))
     for i, folder in enumerate(folders):
-        local = resolve_model(str(folder), progress=progress)
+        local = folder_of(folder, progress)
         out = place / str(i) / f"rtn at the bytes of {local.resolve().name}"
         controls.write(folder_sizes(local).weight_bytes, out, progress)
         made[str(out)] = str(folder)
@@ -118,7 +117,7 @@ def check_before(gates: Sequence[str], options: Mapping[str, Any]) -> None:
 
     Raises RecipeError.
     """
+    tasks = [task_name(task) for task in options.get("tasks", ())]
     for gate in gates:
         check_gate(gate)
-        tasks = [task_name(task) for task in options.get("tasks", ())]
         check_measured(gate, on_text=options.get("text") is not None, tasks=tasks)

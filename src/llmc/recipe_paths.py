@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -59,11 +59,7 @@ def embedded_text(source: str) -> bytes | None:
     Raises:
         UsageError: the embedded world has no such text.
     """
-    if not _is_embedded(source):
-        return None
-    if source not in EMBEDDED_TEXTS:
-        raise UsageError(f"unknown embedded text {source!r}", fix=suggest(source, list(EMBEDDED_TEXTS)))
-    return text_bytes(EMBEDDED_TEXTS[source])
+    return text_bytes(EMBEDDED_TEXTS[source]) if _is_one_of(EMBEDDED_TEXTS, source, "text") else None
 
 
 def embedded_task(source: str) -> bytes | None:
@@ -72,11 +68,14 @@ def embedded_task(source: str) -> bytes | None:
     Raises:
         UsageError: the embedded world has no such task.
     """
-    if not _is_embedded(source):
-        return None
-    if source not in EMBEDDED_TASKS:
-        raise UsageError(f"unknown embedded task {source!r}", fix=suggest(source, list(EMBEDDED_TASKS)))
-    return task_bytes(EMBEDDED_TASKS[source])
+    return task_bytes(EMBEDDED_TASKS[source]) if _is_one_of(EMBEDDED_TASKS, source, "task") else None
+
+
+def _is_one_of(known: Mapping[str, str], source: str, what: str) -> bool:
+    """Whether a name of the embedded world, one of `known`, is meant. Raises UsageError for one that is not there."""
+    if _is_embedded(source) and source not in known:
+        raise UsageError(f"unknown embedded {what} {source!r}", fix=suggest(source, list(known)))
+    return source in known
 
 
 def _is_embedded(source: str) -> bool:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 from typer import Option
 
-from llmc.cli.options import Device
+from llmc.cli.options import Device, was_given
 from llmc.errors import UsageError
 
 
@@ -70,9 +70,7 @@ class Measuring:
         Raises:
             UsageError: a size that cannot be read, or a cache that is no folder.
         """
-        given: dict[str, Any] = {
-            name: value for name, value in asdict(self).items() if value not in (None, []) and value is not False
-        }
+        given = was_given(self)
         if "task" in given:
             given["tasks"] = files(given.pop("task"))
         if "lm_eval" in given:

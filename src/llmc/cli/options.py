@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import re
 from dataclasses import asdict, dataclass
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from typer import Argument, Option
 
 from llmc.errors import UsageError
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 Model = Annotated[str, Argument(metavar="MODEL", help="Folder of a Hugging Face model, or a Hub id.")]
 Folder = Annotated[str, Argument(metavar="OUT", help="Folder that llmc wrote.")]
@@ -80,7 +83,7 @@ class Job:
         Raises:
             UsageError: a value that cannot be read.
         """
-        given = {name: value for name, value in asdict(self).items() if value not in (None, []) and value is not False}
+        given = was_given(self)
         if "group_size" in given:
             given["group_size"] = group_size(given["group_size"])
         if "option" in given:
@@ -88,6 +91,11 @@ class Job:
         if given.pop("asymmetric", False):
             given["symmetric"] = False
         return given
+
+
+def was_given(options: DataclassInstance) -> dict[str, Any]:
+    """Those options of a verb that are not at their default of nothing."""
+    return {name: value for name, value in asdict(options).items() if value not in (None, []) and value is not False}
 
 
 def group_size(text: str) -> int | str:

@@ -129,8 +129,7 @@ def beside(
 
     Raises as `evaluate` does, and UsageError when a folder is given twice.
     """
-    defaults = {"text": None, "tasks": (), "limit": None, "context": 512, "stride": 512, "max_tokens": None}
-    conditions = read_conditions(**{**defaults, "prompt": None, **measured})
+    conditions = read_conditions(**measured)
     make = partial(
         Subject, opener=opener, device=device, dtype=check_device(device, dtype), progress=progress or silent
     )

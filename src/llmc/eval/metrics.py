@@ -180,13 +180,11 @@ def _score_window(
         part = slice(begin, begin + rows)
         logits = candidate.logits(states[part])
         wanted = targets[part].to(logits.device)
-        if original is None or reference is None:
-            _add_alone(sums, logits, wanted)
-            continue
-        before = original.logits(reference[part].to(logits.device))
-        if logits.shape[-1] != before.shape[-1]:
-            raise _vocabularies(candidate.name, logits.shape[-1], original.name, before.shape[-1])
-        _add_pair(sums, token_kl[part], logits, before, wanted)
+        before = None
+        if original is not None and reference is not None:
+            before = original.logits(reference[part].to(logits.device))
+            require_same_vocabulary(candidate.name, logits, original.name, before)
+        add_scores(sums, wanted, logits, before, token_kl[part])
     return sums
 
 
@@ -196,13 +194,18 @@ def _chunks(logits: Tensor) -> Iterator[slice]:
     return (slice(begin, begin + step) for begin in range(0, len(logits), step))
 
 
-def _add_alone(sums: list[float], logits: Tensor, targets: Tensor) -> None:
-    for rows in _chunks(logits):
-        sums[1] += cross_entropy(logits[rows].double(), targets[rows]).sum().item()
+def add_scores(sums: list[float], targets: Tensor, logits: Tensor, before: Tensor | None, token_kl: Tensor) -> None:
+    """Add what tokens cost to the sums of a window: `[tokens, nll]`, with an original also `[original nll, kl, agree]`.
 
-
-def _add_pair(sums: list[float], token_kl: Tensor, logits: Tensor, before: Tensor, targets: Tensor) -> None:
+    Args:
+        targets: `[tokens]`; their number is not added.
+        logits, before: `[tokens, vocab]`, of the candidate and of the original.
+        token_kl: `[tokens]`, filled where there is an original.
+    """
     for rows in _chunks(logits):
+        if before is None:
+            sums[1] += cross_entropy(logits[rows].double(), targets[rows]).sum().item()
+            continue
         original_nll, nll, kl, agree = paired_losses(before[rows], logits[rows], targets[rows])
         token_kl[rows] = kl
         for i, figure in enumerate((nll, original_nll, kl, agree), 1):
@@ -229,12 +232,14 @@ def _windows_per_batch(scored: Scored, context: int) -> int:
     return max(1, limit)
 
 
-def _vocabularies(name: str, mine: int, original: str, theirs: int) -> InputError:
-    return InputError(
-        f"its vocabulary has {mine} tokens and that of {original} {theirs}",
-        where=name,
-        fix="compare it with the model it was made from",
-    )
+def require_same_vocabulary(name: str, logits: Tensor, original: str, before: Tensor) -> None:
+    """Raise InputError where the logits `[..., vocab]` of two models are not over as many tokens."""
+    if logits.shape[-1] != before.shape[-1]:
+        raise InputError(
+            f"its vocabulary has {logits.shape[-1]} tokens and that of {original} {before.shape[-1]}",
+            where=name,
+            fix="compare it with the model it was made from",
+        )
 
 
 def _require_finite(

@@ -15,10 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from llmc.calibration.losses import cross_entropy, kl_divergence, top1
 from llmc.errors import CheckpointError, InputError, UnsupportedError
 from llmc.eval.loading import Kind, open_as, position_limit, quiet, refuse_code, require_ids_fit
-from llmc.eval.metrics import BATCH_LOGITS, BATCH_TOKENS, CHUNK_ELEMENTS, Scored, WindowSums
+from llmc.eval.metrics import BATCH_LOGITS, BATCH_TOKENS, Scored, WindowSums, add_scores, require_same_vocabulary
 from llmc.structure import silent
 
 if TYPE_CHECKING:
@@ -81,12 +80,8 @@ def score_pairs(
         chosen = [examples[i] for i in batch]
         logits = _logits(candidate, chosen)  # [pairs, longest target, vocab]
         reference = None if original is None else _logits(original, chosen)
-        if reference is not None and original is not None and logits.shape[-1] != reference.shape[-1]:
-            raise InputError(
-                f"its vocabulary has {logits.shape[-1]} tokens and that of {original.name} {reference.shape[-1]}",
-                where=candidate.name,
-                fix="compare it with the model it was made from",
-            )
+        if reference is not None and original is not None:
+            require_same_vocabulary(candidate.name, logits, original.name, reference)
         for row, i in enumerate(batch):
             rows[i] = _score(examples[i], logits[row], None if reference is None else reference[row])
             _require_finite(rows[i][0], examples[i].where, candidate, original)
@@ -102,27 +97,13 @@ def score_pairs(
 
 
 def _score(example: _Example, logits: Tensor, reference: Tensor | None) -> tuple[list[float], Tensor]:
-    """`[tokens, nll]`, and with a reference `[tokens, nll, original nll, kl, agree]`, of a pair; and each token's KL.
-
-    Temporaries are float64 and a few tokens long, as in `llmc.eval.metrics`.
-    """
+    """`[tokens, nll]` of a pair, with a reference also `[original nll, kl, agree]`; and each token's KL."""
     count = len(example.targets)
     sums = [float(count), 0.0] + ([] if reference is None else [0.0, 0.0, 0.0])
-    each: list[Tensor] = []
-    targets = torch.tensor(example.targets, device=logits.device)
-    step = max(1, CHUNK_ELEMENTS[logits.device.type] // logits.shape[-1])
-    for begin in range(0, count, step):
-        rows = slice(begin, min(begin + step, count))
-        mine = logits[rows].double()  # [chunk, vocab]
-        sums[1] += cross_entropy(mine, targets[rows]).sum().item()
-        if reference is not None:
-            theirs = reference[rows].double()
-            kl = kl_divergence(theirs, mine)
-            each.append(kl.float().cpu())
-            sums[2] += cross_entropy(theirs, targets[rows]).sum().item()
-            sums[3] += kl.sum().item()
-            sums[4] += top1(theirs, mine).sum().item()
-    return sums, torch.cat(each) if each else torch.empty(0)
+    token_kl = torch.empty(0 if reference is None else count)
+    before = None if reference is None else reference[:count]
+    add_scores(sums, torch.tensor(example.targets, device=logits.device), logits[:count], before, token_kl)
+    return sums, token_kl
 
 
 def _examples(candidate: Scored, pairs: Sequence[TextPair], tokenizer: Any) -> list[_Example]:

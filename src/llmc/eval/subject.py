@@ -31,6 +31,11 @@ TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt
 TOKENIZER_PARTS = re.compile(r"token|vocab|merges|spiece|\.model$")
 
 
+def folder_of(model: str | Path, progress: Progress | None) -> Path:
+    """The local folder of a folder, a Hub id or `tiny`. Raises as `llmc.hub.resolve_model` does."""
+    return resolve_model(embedded_or_id(str(model)), progress=progress)
+
+
 class Subject:
     """A model folder to be judged, or its original.
 
@@ -46,9 +51,9 @@ class Subject:
     def __init__(
         self, model: str | Path, opener: Opener | None, device: str, dtype: torch.dtype, progress: Progress
     ) -> None:
-        named = embedded_or_id(str(model))
-        self.folder = resolve_model(named, progress=progress)
-        self.name = self.folder.resolve().name if Path(named).exists() else str(model)
+        self.folder = folder_of(model, progress)
+        local = Path(embedded_or_id(str(model))).exists()
+        self.name = self.folder.resolve().name if local else str(model)
         self.kind = model_kind(self.folder)
         self.sizes: Sizes = folder_sizes(self.folder)
         self.device, self.dtype = device, dtype
