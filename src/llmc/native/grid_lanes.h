@@ -2,10 +2,14 @@
 // the definition: nothing here may be contracted or reordered.
 #pragma once
 
+#include <algorithm>
+#include <cmath>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
 #include <utility>
+
+#include "grid.h"
 
 namespace llmc {
 namespace LLMC_ISA {
@@ -63,6 +67,32 @@ inline F nearest_half(F x) {  // x <= 65280
 inline F nearest_brain(F x) {
     const U bits = (U)x;
     return (F)((bits + 0x7FFFu + (bits >> 16 & 1u)) & ~0xFFFFu);
+}
+
+// What a number becomes when it is stored.
+template <Number N>
+F as_stored(F x) {
+    if constexpr (N == Number::kBfloat16) return nearest_brain(x);
+    if constexpr (N == Number::kFloat16) {
+        const U sign = (U)x & 0x80000000u;
+        const F size = (F)((U)x & 0x7FFFFFFFu), near = size < all(65520.0f) ? nearest_half(size) : all(HUGE_VALF);
+        return (F)((U)near | sign);
+    }
+    return x;
+}
+
+inline F load_some(const float* from, std::size_t n) {
+    if (n >= kWidth) return load(from);
+    float some[kWidth] = {};
+    std::copy_n(from, n, some);
+    return load(some);
+}
+
+inline void store_some(float* to, F x, std::size_t n) {
+    if (n >= kWidth) return store(to, x);
+    float some[kWidth];
+    store(some, x);
+    std::copy_n(some, n, to);
 }
 
 // Of a and b, made of segments of 2 * Half lanes, the lower or the upper half of each segment.

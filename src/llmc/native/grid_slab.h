@@ -1,38 +1,11 @@
 // GPTQ's inner loop, see compressors/gptq.py: a lane is a row of the matrix. Included once per instruction set.
 #include <algorithm>
-#include <cmath>
 
 #include "grid.h"
 #include "grid_lanes.h"
 
 namespace llmc {
 namespace LLMC_ISA {
-
-// What a number becomes when it is stored.
-template <Number N>
-F as_stored(F x) {
-    if constexpr (N == Number::kBfloat16) return nearest_brain(x);
-    if constexpr (N == Number::kFloat16) {
-        const U sign = (U)x & 0x80000000u;
-        const F size = (F)((U)x & 0x7FFFFFFFu), near = size < all(65520.0f) ? nearest_half(size) : all(HUGE_VALF);
-        return (F)((U)near | sign);
-    }
-    return x;
-}
-
-inline F load_some(const float* from, std::size_t n) {
-    if (n >= kWidth) return load(from);
-    float some[kWidth] = {};
-    std::copy_n(from, n, some);
-    return load(some);
-}
-
-inline void store_some(float* to, F x, std::size_t n) {
-    if (n >= kWidth) return store(to, x);
-    float some[kWidth];
-    store(some, x);
-    std::copy_n(some, n, to);
-}
 
 template <Number N>
 void slab_as(const IntRule& rule, const Slab& slab) {

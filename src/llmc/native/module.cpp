@@ -257,6 +257,7 @@ NB_MODULE(_native, m) {
     m.def("paths", &path_names);
     define_bitmaps(m);
     define_grids(m);
+    define_trellis(m);
     m.def("path_of", &path_of, nb::arg("stream"), nb::arg("n"));
 }
 

@@ -6,5 +6,6 @@
 namespace llmc {
 
 void define_grids(nanobind::module_& m);
+void define_trellis(nanobind::module_& m);
 
 }  // namespace llmc

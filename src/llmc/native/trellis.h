@@ -1,0 +1,63 @@
+// Trellis-coded quantization with an entropy coder in mind: the encoder's search. docs/formats/trellis.md is the spec.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <string>
+
+#include "grid.h"
+
+namespace llmc {
+
+constexpr unsigned kMaxTrellisBits = 6;        // log2 of the states
+constexpr std::size_t kTrellisRates = 32;      // magnitudes with a rate of their own
+constexpr std::size_t kTrellisShifts = 32;     // the same for shifts of values, in halves of a step; the last one is 0
+constexpr std::size_t kMaxTrellisClasses = 16;
+
+// The state is the last `bits` branches, the newest lowest. A state sends levels of one parity; which of two branches a
+// level k takes is k mod 2, flipped where the state says so. Both are sums mod 2 of the bits of a mask.
+struct Machine {
+    unsigned bits = 3;
+    std::uint32_t parity = 1, flip = 6;
+
+    std::size_t states() const { return std::size_t{1} << bits; }
+    unsigned parity_of(std::size_t state) const {
+        return static_cast<unsigned>(__builtin_parity(static_cast<std::uint32_t>(state) & parity));
+    }
+    unsigned flip_of(std::size_t state) const {
+        return static_cast<unsigned>(__builtin_parity(static_cast<std::uint32_t>(state) & flip));
+    }
+};
+
+// What levels cost, as squared error / step^2, by the integer part of |level + parity / 2|; beyond, it grows by `slope`.
+struct TrellisRate {
+    float of[kTrellisRates];
+    float slope;
+};
+
+// Columns of a matrix, [columns, rows] each, to be quantized one after the other: what a column lacks goes to those after
+// it (`unit` [columns, columns], see compressors/gptq.py). The trellis runs down the rows and restarts every `segment`.
+struct TrellisSlab {
+    Machine machine;
+    std::size_t columns = 0, rows = 0, segment = 256;
+    const float *running = nullptr, *unit = nullptr;
+    const float* step = nullptr;                 // [columns]
+    const std::uint8_t* column_class = nullptr;  // [columns]
+    const std::uint8_t* row_class = nullptr;     // [rows]; rows of one class are best neighbours
+    const float* shift = nullptr;                // [kTrellisShifts] how far values lie below |level + parity / 2|, by its double
+    const TrellisRate* rate = nullptr;           // [classes, 2]
+    Number stored = Number::kFloat32;
+    std::int16_t* levels = nullptr;
+    float *values = nullptr, *errors = nullptr;
+};
+
+struct TrellisLoops {
+    const char* name;
+    void (*slab)(const TrellisSlab&);
+};
+
+extern const TrellisLoops kBaselineTrellis, kAvx2Trellis, kAvx512Trellis;
+
+const TrellisLoops& trellis_loops(const std::string& path);
+
+}  // namespace llmc
