@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from numpy import float32, uint8, uint64
+from numpy import float32, int8, int16, uint8, uint64
 from numpy.typing import NDArray
 
 class CodecError(ValueError): ...
@@ -147,4 +147,49 @@ def grid_decode(
     values: NDArray[uint8],
     path: str,
 ) -> tuple[float, float]: ...
+def trellis_slab(
+    bits: int,
+    parity: int,
+    flip: int,
+    segment: int,
+    running: NDArray[float32],
+    unit: NDArray[float32],
+    step: NDArray[float32],
+    column_class: NDArray[uint8],
+    row_class: NDArray[uint8],
+    shift: NDArray[float32],
+    rate: NDArray[float32],
+    stored: int,
+    codes: NDArray[int16],
+    values: NDArray[float32],
+    errors: NDArray[float32],
+    path: str,
+) -> None: ...
+def trellis_encode(
+    codes: NDArray[int16],
+    bits: int,
+    parity: int,
+    flip: int,
+    lanes_log2: int,
+    segment: int,
+    tile: int,
+    step: float,
+    base: int,
+    step_code: NDArray[uint8],
+    row_class: NDArray[uint8],
+    column_class: NDArray[uint8],
+    shifts: NDArray[int8],
+    threads: int,
+) -> NDArray[uint8]: ...
+def trellis_decode(
+    stream: NDArray[uint8],
+    rows: int,
+    columns: int,
+    stored: int,
+    out: NDArray[uint8],
+    threads: int,
+    path: str,
+) -> None: ...
+def trellis_codes(stream: NDArray[uint8], codes: NDArray[int16], threads: int) -> None: ...
+def trellis_describe(stream: NDArray[uint8], rows: int, columns: int) -> dict[str, Any]: ...
 def path_of(stream: NDArray[uint8], n: int) -> str: ...

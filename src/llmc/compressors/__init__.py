@@ -7,5 +7,6 @@ METHODS = Registry(
     {
         "rtn": "llmc.compressors.rtn:Rtn",
         "gptq": "llmc.compressors.gptq:Gptq",
+        "trellis": "llmc.compressors.trellis:Trellis",
     },
 )

@@ -1,12 +1,14 @@
 // The part of llmc._native that formats/trellis_kernel.py calls: sizes are checked here.
 #include <nanobind/ndarray.h>
 #include <nanobind/stl/string.h>
+#include <nanobind/stl/vector.h>
 
 #include <algorithm>
 
 #include "module_grids.h"
 #include "stream.h"
 #include "trellis.h"
+#include "trellis_stream.h"
 
 namespace nb = nanobind;
 
@@ -36,7 +38,7 @@ Machine machine_of(unsigned bits, unsigned parity, unsigned flip) {
 void slab(unsigned bits, unsigned parity, unsigned flip, std::size_t segment, const Table<const float>& running,
           const Table<const float>& unit, const Flat<const float>& step, const Flat<const std::uint8_t>& column_class,
           const Flat<const std::uint8_t>& row_class, const Flat<const float>& shift, const Tables<const float>& rate,
-          unsigned stored, const Table<std::int16_t>& levels, const Table<float>& values, const Table<float>& errors,
+          unsigned stored, const Table<std::int16_t>& codes, const Table<float>& values, const Table<float>& errors,
           const std::string& path) {
     const TrellisLoops& loops = trellis_loops(path);
     TrellisSlab job;
@@ -48,7 +50,7 @@ void slab(unsigned bits, unsigned parity, unsigned flip, std::size_t segment, co
     const auto shaped = [&job](const auto& matrix) {
         return matrix.shape(0) == job.columns && matrix.shape(1) == job.rows;
     };
-    want(shaped(levels) && shaped(values) && shaped(errors), "an output is not of the size of the columns");
+    want(shaped(codes) && shaped(values) && shaped(errors), "an output is not of the size of the columns");
     want(unit.shape(0) == job.columns && unit.shape(1) == job.columns, "the triangle is not of the size of the slab");
     want(step.size() == job.columns && column_class.size() == job.columns, "there is not one step for each column");
     want(row_class.size() == job.rows, "there is not one class for each row");
@@ -67,11 +69,87 @@ void slab(unsigned bits, unsigned parity, unsigned flip, std::size_t segment, co
     job.shift = shift.data();
     job.rate = reinterpret_cast<const TrellisRate*>(rate.data());
     job.stored = static_cast<Number>(stored);
-    job.levels = levels.data();
+    job.codes = codes.data();
     job.values = values.data();
     job.errors = errors.data();
     const nb::gil_scoped_release unlocked;
     loops.slab(job);
+}
+
+TrellisHead head_of(unsigned bits, unsigned parity, unsigned flip, unsigned lanes_log2, unsigned segment, unsigned tile,
+                    float step, int base, const Flat<const std::uint8_t>& step_code,
+                    const Flat<const std::uint8_t>& row_class, const Flat<const std::uint8_t>& column_class,
+                    const Flat<const std::int8_t>& shifts) {
+    const auto copied = [](const auto& plane) { return std::vector(plane.data(), plane.data() + plane.size()); };
+    const auto classes = [](const std::vector<std::uint8_t>& plane) {
+        return plane.empty() ? 1u : *std::max_element(plane.begin(), plane.end()) + 1u;
+    };
+    TrellisHead head;
+    head.machine = machine_of(bits, parity, flip);
+    head.lanes_log2 = lanes_log2;
+    head.segment = segment;
+    head.tile = tile;
+    head.step = step;
+    want(base >= -32768 && base <= 32767, "the first level is too far out");
+    head.base = static_cast<std::int16_t>(base);
+    head.step_code = copied(step_code);
+    head.row_class = copied(row_class);
+    head.column_class = copied(column_class);
+    head.shifts = copied(shifts);
+    head.row_classes = classes(head.row_class);
+    head.column_classes = classes(head.column_class);
+    head.rows = static_cast<std::uint32_t>(row_class.size());
+    head.columns = static_cast<std::uint32_t>(column_class.size());
+    want(head.step_code.size() == head.columns, "there is not one step for each column");
+    return head;
+}
+
+nb::ndarray<nb::numpy, std::uint8_t, nb::ndim<1>> pack(
+    const Table<const std::int16_t>& codes, unsigned bits, unsigned parity, unsigned flip, unsigned lanes_log2,
+    unsigned segment, unsigned tile, float step, int base, const Flat<const std::uint8_t>& step_code,
+    const Flat<const std::uint8_t>& row_class, const Flat<const std::uint8_t>& column_class,
+    const Flat<const std::int8_t>& shifts, unsigned threads) {
+    TrellisHead head = head_of(bits, parity, flip, lanes_log2, segment, tile, step, base, step_code, row_class,
+                               column_class, shifts);
+    want(codes.shape(0) == head.rows && codes.shape(1) == head.columns, "the codes are not [rows, columns]");
+    auto* made = new std::vector<std::uint8_t>;
+    const nb::capsule owner(made, [](void* p) noexcept { delete static_cast<std::vector<std::uint8_t>*>(p); });
+    {
+        const nb::gil_scoped_release unlocked;
+        *made = encode_trellis(std::move(head), codes.data(), threads);
+    }
+    return {made->data(), {made->size()}, owner};
+}
+
+void unpack(const Flat<const std::uint8_t>& stream, std::size_t rows, std::size_t columns, unsigned stored,
+            const Flat<std::uint8_t>& out, unsigned threads, const std::string& path) {
+    want(stored <= 2, "numbers are float32, bfloat16 or float16");
+    const auto number = static_cast<Number>(stored);
+    want(out.size() == rows * columns * (number == Number::kFloat32 ? 4 : 2), "the place is not of the size of the values");
+    const nb::gil_scoped_release unlocked;
+    decode_trellis(parse_trellis(stream.data(), stream.size(), rows, columns), number, out.data(), threads, path);
+}
+
+void unpack_codes(const Flat<const std::uint8_t>& stream, const Table<std::int16_t>& codes, unsigned threads) {
+    const nb::gil_scoped_release unlocked;
+    decode_trellis_codes(parse_trellis(stream.data(), stream.size(), codes.shape(0), codes.shape(1)), codes.data(), threads);
+}
+
+nb::dict describe(const Flat<const std::uint8_t>& stream, std::size_t rows, std::size_t columns) {
+    const TrellisHead head = parse_trellis(stream.data(), stream.size(), rows, columns).head;
+    nb::dict out;
+    out["machine"] = nb::make_tuple(head.machine.bits, head.machine.parity, head.machine.flip);
+    out["lanes"] = head.lanes();
+    out["segment"] = head.segment;
+    out["tile"] = head.tile;
+    out["step"] = head.step;
+    out["base"] = head.base;
+    out["shifts"] = head.shifts;
+    out["step_code"] = head.step_code;
+    out["row_class"] = head.row_class;
+    out["column_class"] = head.column_class;
+    out["tables"] = head.tables.size();
+    return out;
 }
 
 }  // namespace
@@ -79,8 +157,15 @@ void slab(unsigned bits, unsigned parity, unsigned flip, std::size_t segment, co
 void define_trellis(nb::module_& m) {
     m.def("trellis_slab", &slab, nb::arg("bits"), nb::arg("parity"), nb::arg("flip"), nb::arg("segment"),
           nb::arg("running"), nb::arg("unit"), nb::arg("step"), nb::arg("column_class"), nb::arg("row_class"),
-          nb::arg("shift"), nb::arg("rate"), nb::arg("stored"), nb::arg("levels"), nb::arg("values"),
+          nb::arg("shift"), nb::arg("rate"), nb::arg("stored"), nb::arg("codes"), nb::arg("values"),
           nb::arg("errors"), nb::arg("path"));
+    m.def("trellis_encode", &pack, nb::arg("codes"), nb::arg("bits"), nb::arg("parity"), nb::arg("flip"),
+          nb::arg("lanes_log2"), nb::arg("segment"), nb::arg("tile"), nb::arg("step"), nb::arg("base"),
+          nb::arg("step_code"), nb::arg("row_class"), nb::arg("column_class"), nb::arg("shifts"), nb::arg("threads"));
+    m.def("trellis_decode", &unpack, nb::arg("stream"), nb::arg("rows"), nb::arg("columns"), nb::arg("stored"),
+          nb::arg("out"), nb::arg("threads"), nb::arg("path"));
+    m.def("trellis_codes", &unpack_codes, nb::arg("stream"), nb::arg("codes"), nb::arg("threads"));
+    m.def("trellis_describe", &describe, nb::arg("stream"), nb::arg("rows"), nb::arg("columns"));
 }
 
 }  // namespace llmc

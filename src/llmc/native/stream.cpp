@@ -9,25 +9,8 @@ namespace {
 
 constexpr std::uint8_t kMagic[4] = {'l', 'R', 'A', '1'};
 
-// A range of bytes that cannot be read past its end.
-class Bytes {
-public:
-    Bytes(const std::uint8_t* begin, std::size_t size) : at_(begin), end_(begin + size) {}
-
-    std::uint8_t byte() {
-        if (at_ == end_) throw CodecError("the model of the stream is cut short");
-        return *at_++;
-    }
-
-    bool done() const { return at_ == end_; }
-
-private:
-    const std::uint8_t* at_;
-    const std::uint8_t* end_;
-};
-
 // A map: its period and as many values; or period 0 and runs (count - 1, value).
-void read_map(Bytes& bytes, std::uint8_t* out, std::size_t size, unsigned limit) {
+void read_map(ByteCursor& bytes, std::uint8_t* out, std::size_t size, unsigned limit) {
     const std::size_t period = bytes.byte();
     for (std::size_t i = 0; i < size;) {
         const std::size_t count = period == 0 ? std::size_t{bytes.byte()} + 1 : 1;
@@ -58,8 +41,64 @@ void write_map(std::vector<std::uint8_t>& out, const std::uint8_t* map, std::siz
     out.insert(out.end(), runs.begin(), runs.end());
 }
 
-// First symbol, then frequencies until they sum to 2^bits: 1 or 2 bytes each, 7 bits first; 0 is followed by (run - 1).
-Frequencies read_table(Bytes& bytes, unsigned bits) {
+void read_automaton(ByteCursor& bytes, Automaton& automaton, unsigned tables) {
+    automaton.states = bytes.byte() + 1u;
+    automaton.classes = bytes.byte() + 1u;
+    read_map(bytes, automaton.class_of.data(), 256, automaton.classes);
+    automaton.next.resize(std::size_t{automaton.states} * automaton.classes);
+    read_map(bytes, automaton.next.data(), automaton.next.size(), automaton.states);
+    automaton.table_of.resize(automaton.states);
+    read_map(bytes, automaton.table_of.data(), automaton.states, tables);
+}
+
+void write_automaton(std::vector<std::uint8_t>& out, const Automaton& automaton) {
+    out.push_back(static_cast<std::uint8_t>(automaton.states - 1));
+    out.push_back(static_cast<std::uint8_t>(automaton.classes - 1));
+    write_map(out, automaton.class_of.data(), 256);
+    write_map(out, automaton.next.data(), automaton.next.size());
+    write_map(out, automaton.table_of.data(), automaton.table_of.size());
+}
+
+void read_model(ByteCursor bytes, Model& model, unsigned tables) {
+    if (model.selector == Selector::kContext) read_map(bytes, model.table_of.data(), 256, tables);
+    if (model.selector == Selector::kAutomaton) read_automaton(bytes, model.automaton, tables);
+    for (unsigned i = 0; i < tables; ++i) model.tables.push_back(read_table(bytes, model.bits));
+    if (!bytes.done()) throw CodecError("bytes follow the model of the stream");
+}
+
+// The fixed fields. Returns the number of tables.
+unsigned read_fields(const std::uint8_t* p, Model& model) {
+    if (!std::equal(kMagic, kMagic + 4, p)) throw CodecError("not a stream of this coder, or of a version unknown here");
+    if (p[6] > 2) throw CodecError("the stream selects tables in a way unknown here");
+    model.bits = p[4];
+    model.lanes_log2 = p[5];
+    model.selector = static_cast<Selector>(p[6]);
+    model.n = load<std::uint64_t>(p + 8);
+    model.chunk = load<std::uint32_t>(p + 16);
+    model.escape_first = load<std::uint16_t>(p + 20);
+    model.value_bytes = p[22];
+    model.base = load<std::int32_t>(p + 24);
+    if (p[23] != 0) throw CodecError("a reserved byte of the stream is not zero");
+    return p[7] + 1u;
+}
+
+std::size_t read_chunks(Stream& stream, const std::uint8_t* entries, std::size_t count) {
+    const Model& model = stream.model;
+    std::size_t offset = stream.head_bytes;
+    stream.chunks.resize(count);
+    for (std::size_t i = 0; i < count; ++i, entries += kChunkEntryBytes) {
+        Chunk& chunk = stream.chunks[i];
+        chunk = {offset, load<std::uint32_t>(entries), load<std::uint32_t>(entries + 4), load<std::uint32_t>(entries + 8)};
+        if (chunk.words > model.chunk_size(i) || chunk.escapes > model.chunk_size(i))
+            throw CodecError("chunk " + std::to_string(i) + " claims more words or escapes than it has symbols");
+        offset += 4 * model.lanes() + 2 * std::size_t{chunk.words} + std::size_t{model.value_bytes} * chunk.escapes;
+    }
+    return offset;
+}
+
+}  // namespace
+
+Frequencies read_table(ByteCursor& bytes, unsigned bits) {
     Frequencies table{};
     const unsigned total = 1u << bits;
     unsigned sum = 0;
@@ -100,63 +139,6 @@ void write_table(std::vector<std::uint8_t>& out, const Frequencies& table) {
     }
 }
 
-void read_automaton(Bytes& bytes, Automaton& automaton, unsigned tables) {
-    automaton.states = bytes.byte() + 1u;
-    automaton.classes = bytes.byte() + 1u;
-    read_map(bytes, automaton.class_of.data(), 256, automaton.classes);
-    automaton.next.resize(std::size_t{automaton.states} * automaton.classes);
-    read_map(bytes, automaton.next.data(), automaton.next.size(), automaton.states);
-    automaton.table_of.resize(automaton.states);
-    read_map(bytes, automaton.table_of.data(), automaton.states, tables);
-}
-
-void write_automaton(std::vector<std::uint8_t>& out, const Automaton& automaton) {
-    out.push_back(static_cast<std::uint8_t>(automaton.states - 1));
-    out.push_back(static_cast<std::uint8_t>(automaton.classes - 1));
-    write_map(out, automaton.class_of.data(), 256);
-    write_map(out, automaton.next.data(), automaton.next.size());
-    write_map(out, automaton.table_of.data(), automaton.table_of.size());
-}
-
-void read_model(Bytes bytes, Model& model, unsigned tables) {
-    if (model.selector == Selector::kContext) read_map(bytes, model.table_of.data(), 256, tables);
-    if (model.selector == Selector::kAutomaton) read_automaton(bytes, model.automaton, tables);
-    for (unsigned i = 0; i < tables; ++i) model.tables.push_back(read_table(bytes, model.bits));
-    if (!bytes.done()) throw CodecError("bytes follow the model of the stream");
-}
-
-// The fixed fields. Returns the number of tables.
-unsigned read_fields(const std::uint8_t* p, Model& model) {
-    if (!std::equal(kMagic, kMagic + 4, p)) throw CodecError("not a stream of this coder, or of a version unknown here");
-    if (p[6] > 2) throw CodecError("the stream selects tables in a way unknown here");
-    model.bits = p[4];
-    model.lanes_log2 = p[5];
-    model.selector = static_cast<Selector>(p[6]);
-    model.n = load<std::uint64_t>(p + 8);
-    model.chunk = load<std::uint32_t>(p + 16);
-    model.escape_first = load<std::uint16_t>(p + 20);
-    model.value_bytes = p[22];
-    model.base = load<std::int32_t>(p + 24);
-    if (p[23] != 0) throw CodecError("a reserved byte of the stream is not zero");
-    return p[7] + 1u;
-}
-
-std::size_t read_chunks(Stream& stream, const std::uint8_t* entries, std::size_t count) {
-    const Model& model = stream.model;
-    std::size_t offset = stream.head_bytes;
-    stream.chunks.resize(count);
-    for (std::size_t i = 0; i < count; ++i, entries += kChunkEntryBytes) {
-        Chunk& chunk = stream.chunks[i];
-        chunk = {offset, load<std::uint32_t>(entries), load<std::uint32_t>(entries + 4), load<std::uint32_t>(entries + 8)};
-        if (chunk.words > model.chunk_size(i) || chunk.escapes > model.chunk_size(i))
-            throw CodecError("chunk " + std::to_string(i) + " claims more words or escapes than it has symbols");
-        offset += 4 * model.lanes() + 2 * std::size_t{chunk.words} + std::size_t{model.value_bytes} * chunk.escapes;
-    }
-    return offset;
-}
-
-}  // namespace
-
 std::size_t Model::chunks() const { return only_symbol() >= 0 ? 0 : static_cast<std::size_t>((n + chunk - 1) / chunk); }
 
 std::size_t Model::chunk_size(std::size_t index) const {
@@ -196,7 +178,7 @@ Stream parse(const std::uint8_t* data, std::size_t size, std::uint64_t expected_
         throw CodecError("the stream holds " + std::to_string(model.n) + " symbols, not " + std::to_string(expected_n));
     const std::size_t model_bytes = load<std::uint32_t>(data + 28), rest = size - kHeadBytes - 4;
     if (model_bytes > rest) throw CodecError("the model of the stream is longer than the stream");
-    read_model(Bytes(data + kHeadBytes, model_bytes), model, tables);
+    read_model(ByteCursor(data + kHeadBytes, model_bytes), model, tables);
     const std::size_t count = model.chunks();
     if (count > (rest - model_bytes) / kChunkEntryBytes) throw CodecError("the chunk table is longer than the stream");
     const std::size_t summed = kHeadBytes + model_bytes + kChunkEntryBytes * count;

@@ -79,6 +79,35 @@ void store(std::uint8_t* p, T value) {
     std::memcpy(p, &value, sizeof value);
 }
 
+// A range of bytes that cannot be read past its end.
+class ByteCursor {
+public:
+    ByteCursor(const std::uint8_t* begin, std::size_t size) : at_(begin), end_(begin + size) {}
+
+    std::uint8_t byte() {
+        if (at_ == end_) throw CodecError("the model of the stream is cut short");
+        return *at_++;
+    }
+
+    std::size_t left() const { return static_cast<std::size_t>(end_ - at_); }
+    const std::uint8_t* take(std::size_t size) {
+        if (left() < size) throw CodecError("the model of the stream is cut short");
+        at_ += size;
+        return at_ - size;
+    }
+
+    bool done() const { return at_ == end_; }
+
+private:
+    const std::uint8_t* at_;
+    const std::uint8_t* end_;
+};
+
+// A probability table: its first symbol, then frequencies until they sum to 2^bits: 1 or 2 bytes each, 7 bits first; 0 is
+// followed by (run - 1) of absent symbols.
+Frequencies read_table(ByteCursor& bytes, unsigned bits);
+void write_table(std::vector<std::uint8_t>& out, const Frequencies& table);
+
 // Reads and checks the head. Raises CodecError. Allocates nothing that `size` bytes do not account for.
 Stream parse(const std::uint8_t* data, std::size_t size, std::uint64_t expected_n);
 

@@ -12,7 +12,7 @@ namespace llmc {
 constexpr unsigned kMaxTrellisBits = 6;        // log2 of the states
 constexpr std::size_t kTrellisRates = 32;      // magnitudes with a rate of their own
 constexpr std::size_t kTrellisShifts = 32;     // the same for shifts of values, in halves of a step; the last one is 0
-constexpr std::size_t kMaxTrellisClasses = 16;
+constexpr float kTrellisMost = 16000.0f;       // weights are cut off at so many steps
 
 // The state is the last `bits` branches, the newest lowest. A state sends levels of one parity; which of two branches a
 // level k takes is k mod 2, flipped where the state says so. Both are sums mod 2 of the bits of a mask.
@@ -47,7 +47,7 @@ struct TrellisSlab {
     const float* shift = nullptr;                // [kTrellisShifts] how far values lie below |level + parity / 2|, by its double
     const TrellisRate* rate = nullptr;           // [classes, 2]
     Number stored = Number::kFloat32;
-    std::int16_t* levels = nullptr;
+    std::int16_t* codes = nullptr;  // 2 * level + parity
     float *values = nullptr, *errors = nullptr;
 };
 

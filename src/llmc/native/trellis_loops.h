@@ -121,7 +121,7 @@ inline F cost_of(F x, F centre, const float* shift, const TrellisRate& rate) {
 inline void choose(const TrellisSlab& slab, const float* running, float inverse, const TrellisRate* rate, std::size_t n,
                    std::size_t at, Choices& out) {
     for (std::size_t r = at; r < n; r += kWidth) {
-        const F x = clamped(load(running + r) * inverse, all(-32000.0f), all(32000.0f));
+        const F x = clamped(load(running + r) * inverse, all(-kTrellisMost), all(kTrellisMost));
         F cost[kClasses], centre[kClasses];
 #pragma GCC unroll 4
         for (std::size_t c = 0; c < kClasses; ++c) {
@@ -240,12 +240,12 @@ inline std::size_t best_way(const Machine& machine, std::size_t n, Choices& choi
     }
 }
 
-// Levels and values of a column, and what these lack of the weights.
+// Codes and values of a column, and what these lack of the weights.
 template <Number N>
 void finish(const TrellisSlab& slab, std::size_t j, const float* running, const float* centres) {
-    std::int16_t* levels = slab.levels + j * slab.rows;
+    std::int16_t* codes = slab.codes + j * slab.rows;
     float *values = slab.values + j * slab.rows, *errors = slab.errors + j * slab.rows;
-    for (std::size_t r = 0; r < slab.rows; ++r) levels[r] = static_cast<std::int16_t>(std::floor(centres[r]));
+    for (std::size_t r = 0; r < slab.rows; ++r) codes[r] = static_cast<std::int16_t>(2.0f * centres[r]);
     for (std::size_t r = 0; r < slab.rows; r += kWidth) {
         const std::size_t n = std::min(kWidth, slab.rows - r);
         const F value = as_stored<N>(value_of(load(centres + r), slab.shift) * slab.step[j]);
@@ -254,7 +254,6 @@ void finish(const TrellisSlab& slab, std::size_t j, const float* running, const 
     }
 }
 
-// All columns, rows [first, first + n) of a segment.
 template <Number N>
 void trellis_slab_as(const TrellisSlab& slab) {
     const std::size_t rows = slab.rows, segment = std::min(slab.segment, rows);

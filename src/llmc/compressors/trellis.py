@@ -1,0 +1,283 @@
+"""Entropy-coded trellis quantization with GPTQ's feedback: the most quality for a number of bytes.
+
+The rows of a column go through the trellis together, the error goes to later columns (`feedback`). What a code costs is
+read from the codes of the pass before; passes over a part of the rows settle rates, shifts and the step, then all rows
+follow. A step is per column: where an error costs much it is smaller (2**(k/4) times the step of the matrix).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, ClassVar
+
+import torch
+
+from llmc.calibration.statistics import Hessian
+from llmc.compressors.feedback import Problem, Slab, exact, prepare, relative_error
+from llmc.compressors.options import check_options, option
+from llmc.compressors.parallel import ordered_map, row_tiles
+from llmc.formats import trellis_kernel
+from llmc.formats.encoded import Encoded
+from llmc.formats.trellis import MOST_CODE, OCTAVE, SHIFT_UNIT, SHIFTS, FittedTrellis, TrellisGrid, encoded, row_order
+from llmc.formats.trellis_kernel import RATES
+from llmc.structure import Context
+
+STATES = (1, 4, 8, 16, 32, 64)
+MICRO = 16  # columns searched one after the other before a product updates the rest of the slab
+TILE = 1 << 23  # weights worked on at once
+PART = 4  # passes that settle rates see one row in so many
+LEAST_ROWS = 512  # but so many at least
+ROUNDS = 4  # such passes
+TRIES = 4  # passes over all rows
+TOLERANCE = 0.004  # of the bytes asked for, that a matrix may have less
+HALVES = 2.0  # classes of rows and columns are half octaves apart
+REACH = 2  # classes on either side of the middle
+LEVELS = 4096  # magnitudes counted one by one
+WIDEST = 127  # larger levels are written raw behind an escape
+
+
+@dataclass(frozen=True)
+class Trellis:
+    """Levels of a trellis through an entropy coder, errors made up for by the second moments of the inputs."""
+
+    bits_per_weight: float = option(3.0, "stored bits per weight, everything counted", least=0.25, most=7.5)
+    states: int = option(8, "of the machine: 4, 8, 16, 32, 64; 1 is plain uniform quantization", least=1, most=64)
+    damping: float = option(0.01, "fraction of mean(diag H) added to the diagonal", least=0.0, most=10.0)
+    act_order: bool = option(True, "most active columns first")
+    column_steps: float = option(0.75, "how far steps of columns follow what their errors cost", least=0.0, most=1.0)
+    tradeoff: float = option(0.45, "price of a bit, in squares of half a step", least=0.0, most=4.0)
+    classes: bool = option(True, "probability tables by class of row and column, where that pays")
+    slab: int = option(128, "columns updated at once", least=16, most=4096)
+    propagate: str = option(
+        "quantized", "outputs of earlier blocks that later ones are calibrated on", choices=("quantized", "original")
+    )
+
+    needs: ClassVar[tuple[str, ...]] = ("hessian",)
+    by_rows: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        check_options(self)
+
+    def make_grid(self, scale_dtypes: tuple[str, ...]) -> TrellisGrid:
+        return TrellisGrid(self.states)
+
+    def __call__(self, weight: torch.Tensor, stats: dict[str, Any], context: Context) -> Encoded:
+        """Compress `weight: [out_features, in_features]` under `stats["hessian"]`; without one all columns count alike.
+
+        Notes `relative_error` = tr(E H E^T) / tr(W H W^T), E = W - dequantized, and what `feedback.prepare` notes.
+        """
+        hessian: Hessian | None = stats.get("hessian")
+        if hessian is None or hessian.tokens == 0:
+            context.note("uncalibrated", True)
+            hessian = None
+        problem = None if hessian is None else prepare(hessian, self.damping, self.act_order, self.slab, context)
+        if problem is None:
+            problem = independent(weight.shape[1], self.slab)
+        return _Search(self, weight, problem, context).best()
+
+
+def independent(columns: int, width: int) -> Problem:
+    """The problem of an identity Hessian."""
+    slabs = []
+    for a in range(0, columns, width):
+        b = min(a + width, columns)
+        V = torch.zeros(b, b - a)
+        V[a:] = torch.eye(b - a)
+        slabs.append(Slab(a, b, V, torch.eye(b - a), torch.eye(b - a)))
+    ones = torch.ones(columns)
+    return Problem(slabs, ones, ones, torch.zeros(columns, dtype=torch.bool), 0.0, None)
+
+
+@dataclass(frozen=True)
+class _Pass:
+    """What a pass over some rows found.
+
+    Attributes:
+        codes: int16 [rows, columns], natural order of columns.
+        counts: [classes of rows, classes of columns, 2, 2 * LEVELS] of levels, level 0 in the middle.
+        short: float64 [SHIFTS, 2] by magnitude of codes: how many, and by how many steps the weights lay below n / 2.
+        error: diag(E H E^T).
+    """
+
+    codes: torch.Tensor
+    counts: torch.Tensor
+    short: torch.Tensor
+    error: torch.Tensor
+
+
+class _Search:
+    """One matrix on its way to the bytes asked for. Rows are in the order of the trellis here."""
+
+    def __init__(self, method: Trellis, weight: torch.Tensor, problem: Problem, context: Context) -> None:
+        self.method, self.problem, self.context, self.dtype = method, problem, context, weight.dtype
+        W = weight.to(context.device, exact(context), copy=True)
+        W[:, problem.dead] = 0
+        code = _step_codes(problem.cost, method.column_steps)
+        grid = FittedTrellis(method.states, step=1.0, step_code=code)
+        scaled = W.square() / grid.steps.square()
+        row = _classes(scaled.mean(1)) if method.classes else torch.zeros(W.shape[0], dtype=torch.uint8)
+        column = _classes(scaled.mean(0)) if method.classes else torch.zeros(W.shape[1], dtype=torch.uint8)
+        self.order = row_order(row)
+        self.W, self.row_class = W[self.order], row[self.order]
+        spread = 0.5 * torch.log2(scaled.mean(0).clamp(min=1e-30)).mean()
+        step = 2.0 ** (float(spread) + 2.05 - method.bits_per_weight)
+        least = float((W.abs().amax(0) / grid.steps).max()) / (MOST_CODE // 2 - 64)
+        self.least = max(least, 1e-30)
+        self.grid = replace(grid, step=_float32(max(step, self.least)), column_class=column)
+        self.rate = self._first_rates()
+
+    def best(self) -> Encoded:
+        return self._settle()
+
+    def _settle(self) -> Encoded:
+        rows = self.W.shape[0]
+        some = torch.arange(0, rows, max(1, min(PART, rows // LEAST_ROWS)))
+        target = self.method.bits_per_weight
+        for _ in range(ROUNDS):
+            found = self._run(some)
+            bits = self._bits(found, len(some))
+            self._learn(found)
+            self.grid = replace(self.grid, step=_float32(self.grid.step * 2.0 ** (bits - target)))
+        found = self._run(torch.arange(rows))
+        self.context.note("bits", self._bits(found, rows))
+        energy = self.problem.energy(self.W)
+        relative_error(found.error, energy, self.context)
+        codes = torch.empty_like(found.codes)
+        codes[self.order] = found.codes
+        row_class = torch.empty_like(self.row_class)
+        row_class[self.order] = self.row_class
+        return encoded(self.grid, codes, row_class, self.dtype)
+
+    def _run(self, rows: torch.Tensor) -> _Pass:
+        """Quantize these rows (positions in the order of the trellis)."""
+        columns = self.W.shape[1]
+        size = max(1, TILE // columns // self.grid.segment) * self.grid.segment
+        tiles = [rows[a : a + size] for a in range(0, len(rows), size)]
+        parts = list(ordered_map(self._tile, tiles, self.context.workers))
+        return _Pass(
+            torch.cat([p.codes for p in parts]),
+            sum((p.counts for p in parts[1:]), parts[0].counts),
+            sum((p.short for p in parts[1:]), parts[0].short),
+            torch.cat([p.error for p in parts]),
+        )
+
+    def _tile(self, rows: torch.Tensor) -> _Pass:
+        order, row_class = self.problem.order, self.row_class[rows].contiguous()
+        work = self.W[rows] if order is None else self.W[rows][:, order]
+        short = torch.zeros(SHIFTS, 2, dtype=torch.float64)
+
+        def round_slab(R: torch.Tensor, slab: Slab) -> tuple[torch.Tensor, torch.Tensor]:
+            columns = torch.arange(slab.start, slab.stop) if order is None else order[slab.start : slab.stop]
+            return self._round_slab(R, slab, columns, row_class, short)
+
+        error = self.problem.carry(work, round_slab)
+        codes = work.to(torch.int16)
+        if order is not None:
+            codes = torch.empty_like(codes).index_copy_(1, order, codes)
+        return _Pass(codes, self._count(codes, row_class), short, error)
+
+    def _round_slab(
+        self, R: torch.Tensor, slab: Slab, columns: torch.Tensor, row_class: torch.Tensor, short: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        codes, values = torch.empty_like(R), torch.empty_like(R)
+        width = R.shape[0]
+        for m in range(0, width, MICRO):
+            n = min(m + MICRO, width)
+            unit = slab.unit[m:n, m:n].contiguous()
+            found = trellis_kernel.search(R[m:n], unit, self.grid, columns[m:n], row_class, self.rate, self.dtype)
+            codes[m:n], values[m:n], errors = found
+            R[n:].addmm_(slab.unit[m:n, n:].t(), errors, alpha=-1)
+            _tally(short, found[0], errors / self.grid.steps[columns[m:n], None])
+        return codes, values
+
+    def _count(self, codes: torch.Tensor, row_class: torch.Tensor) -> torch.Tensor:
+        kinds = int(self.row_class.max()) + 1, int(self.grid.column_class.max()) + 1
+        level = (codes >> 1).clamp(-LEVELS, LEVELS - 1).int() + LEVELS
+        pair = row_class.int().unsqueeze(1) * kinds[1] + self.grid.column_class.int()
+        index = (pair * 2 + (codes & 1)) * (2 * LEVELS) + level
+        return torch.bincount(index.view(-1), minlength=4 * LEVELS * kinds[0] * kinds[1]).view(*kinds, 2, -1)
+
+    def _bits(self, found: _Pass, rows: int) -> float:
+        """Stored bits per weight of a pass, by the entropy of its tables and what else is stored."""
+        counts = _by_class(found.counts)
+        bits = _entropy_bits(counts) / (rows * self.W.shape[1])
+        tables = 8 * int(((counts > 0).sum(-1) * 1.5 + 4).sum())
+        planes = 3 * sum(self.W.shape) + 800
+        return bits + (tables + planes) / self.W.numel() + 0.004
+
+    def _learn(self, found: _Pass) -> None:
+        """Rates and shifts from the codes of a pass."""
+        price = self.method.tradeoff / 4
+        counts = _by_class(found.counts).double()
+        total = counts.sum(-1, keepdim=True).clamp(min=1)
+        magnitude = counts[..., LEVELS:].clone()  # level 0 and up ...
+        below = counts[..., :LEVELS].flip(-1)  # -1, -2, ...
+        magnitude[:, 0, 1:] = (magnitude[:, 0, 1:] + below[:, 0, :-1]) / 2
+        magnitude[:, 1] = (magnitude[:, 1] + below[:, 1]) / 2
+        bits = -torch.log2(magnitude[..., :RATES].clamp(min=0.25) / total)
+        slope = (bits[..., -4:].mean(-1) - bits[..., -8:-4].mean(-1)).clamp(min=0.2) / 4
+        self.rate = (price * torch.cat([bits, slope.unsqueeze(-1)], -1)).float().contiguous()
+        seen, lack = found.short.unbind(1)
+        shift = self.grid.shift.double() * SHIFT_UNIT + torch.where(seen > 100, lack / seen.clamp(min=1), 0)
+        shift = (shift / SHIFT_UNIT).round().clamp(-127, 127)
+        shift[0] = 0
+        self.grid = replace(self.grid, shift=shift.to(torch.int8))
+
+    def _first_rates(self) -> torch.Tensor:
+        """Those of normal weights, by class."""
+        kinds = int(self.row_class.max()) + int(self.grid.column_class.max()) + 1
+        middle = (REACH if self.row_class.any() else 0) + (REACH if self.grid.column_class.any() else 0)
+        scaled = float((self.W.square() / self.grid.steps.square()).mean()) ** 0.5
+        sigma = scaled * 2.0 ** ((torch.arange(kinds) - middle) / HALVES)
+        at = torch.arange(RATES) + torch.tensor([0.0, 0.5]).unsqueeze(1)
+        density = torch.exp(-0.5 * (at / sigma.view(-1, 1, 1).clamp(min=0.05)).square()) + 1e-9
+        both = 2 * density.sum(-1, keepdim=True)
+        both[:, 0] -= density[:, 0, :1]
+        bits = -torch.log2(density / both)
+        slope = (bits[..., -1:] - bits[..., -2:-1]).clamp(min=0.05)
+        return (self.method.tradeoff / 4 * torch.cat([bits, slope], -1)).float().contiguous()
+
+
+def _float32(x: float) -> float:
+    return float(torch.tensor(x, dtype=torch.float32))
+
+
+def _step_codes(cost: torch.Tensor, exponent: float) -> torch.Tensor:
+    """Codes uint8 of steps that fall with what an error in the column costs (V_jj^2)."""
+    wanted = (-0.5 * exponent * OCTAVE) * torch.log2(cost.clamp(min=1e-30))
+    codes = (wanted - wanted.median()).round().clamp(-60, 60)
+    return (codes - codes.min()).to(torch.uint8)
+
+
+def _classes(square: torch.Tensor) -> torch.Tensor:
+    """Classes uint8 of rows or columns by their mean square, half octaves around the typical one."""
+    size = 0.5 * torch.log2(square.clamp(min=1e-30))
+    return ((HALVES * (size - size.median())).round().clamp(-REACH, REACH) + REACH).to(torch.uint8)
+
+
+def _by_class(counts: torch.Tensor) -> torch.Tensor:
+    """Counts [classes, 2, levels] of tables, which the sum of the classes of row and column names."""
+    rows, columns = counts.shape[:2]
+    out = counts.new_zeros(rows + columns - 1, *counts.shape[2:])
+    for r in range(rows):
+        out[r : r + columns] += counts[r]
+    return out
+
+
+def _entropy_bits(counts: torch.Tensor) -> float:
+    """Of all symbols under a table for each [..., levels]."""
+    counts = counts.double()
+    total = counts.sum(-1, keepdim=True)
+    return float((counts * (torch.log2(total.clamp(min=1)) - torch.log2(counts.clamp(min=1)))).sum())
+
+
+def _tally(short: torch.Tensor, codes: torch.Tensor, errors: torch.Tensor) -> None:
+    """Add to `short` how far weights lay below their values, in steps, by magnitude of codes."""
+    size = codes.int().abs()
+    near = size < SHIFTS
+    lack = torch.where(codes < 0, errors, -errors)[near].double()
+    where = size[near].long()
+    short[:, 0] += torch.bincount(where, minlength=SHIFTS)
+    short[:, 1] += torch.bincount(where, lack, minlength=SHIFTS)

@@ -1,0 +1,123 @@
+"""The compiled search through a trellis, and the stream of its codes (`llmc._native`)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+
+from llmc import _native
+from llmc.formats import rans
+from llmc.formats.encoded import Encoded
+from llmc.formats.int_kernel import NUMBERS
+from llmc.formats.rans import Bytes, as_bytes
+from llmc.formats.trellis import MACHINES, SHIFTS, FittedTrellis, encoded
+
+RATES = 32
+"""Magnitudes of levels that have a rate of their own; beyond, rates grow evenly."""
+TILE = 4096
+"""Columns coded together: with the rows of a segment a chunk of a million weights."""
+BASE = -126
+"""Level of the first symbol: 254 levels around zero have one."""
+
+
+def search(
+    running: torch.Tensor,
+    unit: torch.Tensor,
+    grid: FittedTrellis,
+    columns: torch.Tensor,
+    row_class: torch.Tensor,
+    rate: torch.Tensor,
+    dtype: torch.dtype,
+    path: str = "auto",
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Quantize columns `running: [n, rows]` one after the other; rows are in the order of `row_order`.
+
+    Args:
+        unit: [n, n], what a column lacks goes to those after it (`feedback.Slab.unit`).
+        columns: [n], which columns of the grid they are.
+        row_class: uint8 [rows].
+        rate: float32 [classes, 2, RATES + 1]: what a level costs, as squared error in steps, by parity and by the
+            integer part of its magnitude; the last entry is by how much it grows beyond.
+        dtype: that the values are stored in.
+
+    Returns:
+        codes int16, values float32 and errors float32, `[n, rows]` each.
+    """
+    codes = torch.empty(running.shape, dtype=torch.int16)
+    values, errors = torch.empty_like(running), torch.empty_like(running)
+    bits, parity, flip = grid.machine
+    _native.trellis_slab(
+        bits,
+        parity,
+        flip,
+        grid.segment,
+        running.numpy(),
+        np.ascontiguousarray(unit.numpy()),
+        grid.steps[columns].numpy(),
+        grid.column_class[columns].numpy(),
+        row_class.numpy(),
+        grid.shifts.numpy(),
+        rate.numpy(),
+        NUMBERS[dtype],
+        codes.numpy(),
+        values.numpy(),
+        errors.numpy(),
+        path,
+    )
+    return codes, values, errors
+
+
+def pack(matrix: Encoded, *, threads: int = 1) -> Bytes:
+    """The stream of a matrix on a `FittedTrellis`. Raises InputError when its codes do not follow the trellis."""
+    grid = fitted(matrix)
+    bits, parity, flip = grid.machine
+    lanes = rans.lanes_for(matrix.shape[0] * matrix.shape[1])
+    with rans.refusals("trellis"):
+        return _native.trellis_encode(
+            matrix.codes.contiguous().numpy(),
+            bits,
+            parity,
+            flip,
+            lanes.bit_length() - 1,
+            grid.segment,
+            TILE,
+            grid.step,
+            BASE,
+            grid.step_code.numpy(),
+            matrix.params["row_class"].view(-1).contiguous().numpy(),
+            grid.column_class.numpy(),
+            grid.shift.numpy(),
+            threads,
+        )
+
+
+def unpack(stream: Any, shape: tuple[int, int], dtype: torch.dtype, *, threads: int = 1) -> Encoded:
+    """The matrix that `pack` made a stream of. Raises InputError when it is damaged."""
+    data, codes = as_bytes(stream), torch.empty(shape, dtype=torch.int16)
+    with rans.refusals("trellis"):
+        about = _native.trellis_describe(data, *shape)
+        _native.trellis_codes(data, codes.numpy(), threads)
+    states = next(
+        (n for n, machine in MACHINES.items() if machine == tuple(about["machine"])), 1 << about["machine"][0]
+    )
+    shift = torch.tensor([*about["shifts"], *[0] * (SHIFTS - len(about["shifts"]))], dtype=torch.int8)
+    planes = {name: torch.tensor(about[name], dtype=torch.uint8) for name in ("step_code", "column_class", "row_class")}
+    grid = FittedTrellis(states, about["segment"], about["step"], planes["step_code"], planes["column_class"], shift)
+    return encoded(grid, codes, planes["row_class"], dtype)
+
+
+def decode_into(
+    stream: Any, shape: tuple[int, int], dtype: torch.dtype, out: Bytes, *, threads: int, path: str
+) -> None:
+    """Write the values `[rows, columns]` of a stream to `out`. Raises InputError when it is damaged."""
+    with rans.refusals("trellis"):
+        _native.trellis_decode(as_bytes(stream), *shape, NUMBERS[dtype], out, threads, path)
+
+
+def fitted(matrix: Encoded) -> FittedTrellis:
+    """The grid of a matrix, which has to be a `FittedTrellis`."""
+    if not isinstance(matrix.grid, FittedTrellis):
+        raise TypeError(f"codes of {type(matrix.grid).__name__} do not follow a trellis")
+    return matrix.grid
