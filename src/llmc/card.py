@@ -21,6 +21,11 @@ model = GPTQModel.load("{name}")
 from transformers import AutoModelForCausalLM
 model = AutoModelForCausalLM.from_pretrained("{name}")  # pip install bitsandbytes
 ```""",
+    "llmc": """```python
+import llmc.hf  # pip install llmc; registers the format
+from transformers import AutoModelForCausalLM
+model = AutoModelForCausalLM.from_pretrained("{name}")
+```""",
     "dense": """```python
 from transformers import AutoModelForCausalLM
 model = AutoModelForCausalLM.from_pretrained("{name}")

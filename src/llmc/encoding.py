@@ -17,7 +17,6 @@ from llmc.formats import int_kernel
 from llmc.formats.container import Container, Spec
 from llmc.formats.encoded import Encoded
 from llmc.formats.int_grid import IntGrid
-from llmc.layout import nbytes
 from llmc.structure import Context
 
 TILE = 1 << 18  # weights measured at once: their float32 copies stay in the cache
@@ -35,13 +34,25 @@ def encode_together(
     method: Any, weights: Sequence[torch.Tensor], stats: dict[str, Any], context: Context
 ) -> list[Encoded]:
     """Compress matrices `[out_i, in]` that share an input, in one call where rows are independent."""
-    if len(weights) == 1 or not method.by_rows:
-        return [method(w, stats, context) for w in weights]
+    if not method.by_rows:
+        return _one_by_one(method, weights, stats, context)
+    if len(weights) == 1:
+        return [method(weights[0], stats, context)]
     whole = method(torch.cat(list(weights)), stats, dataclasses.replace(context, parts=tuple(map(len, weights))))
     out, start = [], 0
     for weight in weights:
         out.append(whole.rows(start, start + weight.shape[0]))
         start += weight.shape[0]
+    return out
+
+
+def _one_by_one(method: Any, weights: Sequence[torch.Tensor], stats: dict[str, Any], context: Context) -> list[Encoded]:
+    """Each by itself; what was noted about each goes into lists."""
+    alone = [dataclasses.replace(context, notes={}) for _ in weights]
+    out = [method(w, stats, own) for w, own in zip(weights, alone, strict=True)]
+    for key in dict.fromkeys(key for own in alone for key in own.notes):
+        values = [own.notes.get(key) for own in alone]
+        context.note(key, values if len(weights) > 1 else values[0])
     return out
 
 
@@ -55,21 +66,20 @@ def store(
     spec: Spec, encoded: Encoded, weight: torch.Tensor, places: Sequence[tuple[str, Container, Folder]]
 ) -> Stored:
     """Write an encoded Target into every container's folder; returns digests and measured error."""
-    tensors, decoded_in = {}, {}
+    tensors, decoded_in, sizes = {}, {}, []
     for name, container, folder in places:
         packed = container.pack(spec, encoded)
+        sizes.append(sum(tensor.nbytes for tensor in packed.values()))
         tensors[name] = {key: folder.write(key, value.contiguous()) for key, value in packed.items()}
         decoded_in[container.name] = container.decoded_dtype(spec.target)
     measured = measure(encoded, weight, set(decoded_in.values()), spec.target.name)
-    container = places[0][1]
-    bits = 8 * sum(nbytes(*s) for s in container.layout(spec).values()) / spec.target.numel
     row = {
         "target": spec.target.name,
         "tensor": spec.target.tensor,
         "shape": list(spec.target.shape),
         "transposed": spec.target.transposed,
         "grid": {"name": type(spec.grid).__name__, **dataclasses.asdict(spec.grid)},  # type: ignore[call-overload]
-        "bits_per_weight": round(bits, 6),
+        "bits_per_weight": round(8 * sizes[0] / spec.target.numel, 6),
         "snr_db": {name: measured[dtype][1] for name, dtype in decoded_in.items()},
         "decoded": {name: measured[dtype][0] for name, dtype in decoded_in.items()},
     }

@@ -20,6 +20,7 @@ from llmc.artifact import Artifact, Folder, Unit, check_apart, check_out, raw_by
 from llmc.calibration.data import CalibrationSet, load_calibration
 from llmc.calibration.inputs import model_inputs, noise_note
 from llmc.checkpoint import Checkpoint
+from llmc.coded_folder import folder_for
 from llmc.encoding import Stored, encode_together, notes_of, require_finite, store
 from llmc.errors import InputError
 from llmc.formats.container import Container, Spec
@@ -125,7 +126,8 @@ class Execution:
             for _, _, folder in self.places:
                 folder.write_part(name, offset, data)
         self._advance(self.job.checkpoint.entries[name].numel)
-        return Stored({folder: {name: digest.hexdigest()} for folder, _, _ in self.places}, {})
+        plain = digest.hexdigest()
+        return Stored({key: {name: folder.digest_of(name, plain)} for key, _, folder in self.places}, {})
 
     def _walk(self, blocks: dict[str, list[Spec]]) -> None:
         if self.calibration is None:
@@ -285,7 +287,7 @@ def execute(
     calibration = _calibrate(job)
     text = to_dict(job.recipe)
     mark = fingerprint(job, text, calibration.sha256 if calibration is not None else None)
-    artifact = Artifact(out, job.files, mark)
+    artifact = Artifact(out, job.files, mark, folder_for)
     artifact.open(fresh=fresh, force=force)
     try:
         run = Execution(job, artifact, calibration, progress or silent)

@@ -10,7 +10,7 @@ from llmc.card import model_card
 from llmc.execution import Written
 from llmc.formats.container import Container
 from llmc.manifest import write_manifest
-from llmc.planning import Job, target_bits
+from llmc.planning import Job
 from llmc.recipe import to_dict
 from llmc.sidecar import write_sidecar
 
@@ -32,7 +32,7 @@ def complete_folder(job: Job, container: Container, folder: Folder, written: Wri
     )
 
     def seal(report: Any) -> None:
-        summary = folder_summary(job, container, written)
+        summary = folder_summary(job, container, folder, written)
         evaluation = report.to_markdown() if report is not None else None
         runtimes = container.runtimes(specs, job.facts)
         recipe = to_dict(job.recipe)
@@ -81,20 +81,26 @@ def manifest_body(
     }
 
 
-def folder_summary(job: Job, container: Container, written: Written) -> dict[str, Any]:
+def folder_summary(job: Job, container: Container, folder: Folder, written: Written) -> dict[str, Any]:
     """Sizes of one container's folder and the mean signal-to-noise ratio of its Targets."""
-    files = job.files[job.folder_of(container.name)]
-    checkpoint = job.checkpoint
+    files, checkpoint = folder.files, job.checkpoint
     elements = sum(checkpoint.entries[n].numel for n in checkpoint.stored)
     payload = sum(slot.stop - slot.start for slot in files.slots.values())
     ratios = [r for row in written.report if (r := row["snr_db"][container.name]) is not None]
     return {
         "weight_bytes": files.total,
         "original_bytes": sum(e.nbytes for e in checkpoint.entries.values()),
-        "bits_per_weight": round(target_bits(container, list(job.specs.values())), 6),
+        "bits_per_weight": round(stored_bits(job, container, folder), 6),
         "model_bits_per_weight": round(8 * payload / elements, 6),
         "mean_snr_db": round(sum(ratios) / len(ratios), 4) if ratios else None,
     }
+
+
+def stored_bits(job: Job, container: Container, folder: Folder) -> float:
+    """Stored bits of the Targets, params and padding included, per element."""
+    slots = folder.files.slots
+    stored = sum(slots[n].stop - slots[n].start for spec in job.specs.values() for n in container.layout(spec))
+    return 8 * stored / max(sum(spec.target.numel for spec in job.specs.values()), 1)
 
 
 def base_model(job: Job) -> str:

@@ -116,8 +116,9 @@ def _summary(manifest: dict[str, Any] | None) -> dict[str, Any] | None:
 
 
 def _inspect_coded(path: Path) -> Inspection:
-    """A lossless folder: what each tensor was coded as."""
-    coded = CodedTensors(path)
+    """A folder of coded tensors: what each was coded as."""
+    coded, manifest = CodedTensors(path), read_manifest(path)
+    measured = {row["target"]: row.get("snr_db") for row in (manifest or {}).get("targets", [])}
     layers, other, elements = [], 0, 0
     for name, entry in coded.entries.items():
         head = coded.head(name)
@@ -126,7 +127,7 @@ def _inspect_coded(path: Path) -> Inspection:
             other += entry.nbytes
             continue
         stem = name.removesuffix(".weight")
-        layers.append(_layer(stem, head.described, list(head.shape), entry.nbytes, head.n, None))
+        layers.append(_layer(stem, head.described, list(head.shape), entry.nbytes, head.n, measured.get(stem)))
     return Inspection(
         name=path.name,
         container="llmc",
@@ -134,7 +135,7 @@ def _inspect_coded(path: Path) -> Inspection:
         bits_per_weight=8 * sum(e.nbytes for e in coded.entries.values()) / max(elements, 1),
         layers=tuple(sorted(layers, key=lambda layer: str(layer["name"]))),
         other_bytes=other,
-        manifest=_summary(read_manifest(path)),
+        manifest=_summary(manifest),
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -28,18 +28,22 @@ class Slot:
 
 @dataclass(frozen=True)
 class WeightFiles:
-    """The weight files of a folder: sizes and headers by file, slots by tensor name."""
+    """The weight files of a folder: sizes and headers by file, slots by tensor name.
+
+    `coded`: tensors are coded ones, whose sizes are a plan until they are written.
+    """
 
     sizes: dict[str, int]
     headers: dict[str, bytes]
     slots: dict[str, Slot]
+    coded: bool = False
 
     @property
     def total(self) -> int:
         return sum(self.sizes.values())
 
     def index(self) -> dict[str, object] | None:
-        """The content of model.safetensors.index.json, or None for a single file."""
+        """The content of the index, or None for a single file."""
         if len(self.sizes) == 1:
             return None
         payload = sum(s.stop - s.start for s in self.slots.values())
@@ -73,6 +77,17 @@ def arrange(tensors: Shapes, shard_bytes: int = SHARD) -> WeightFiles:
             slots[name] = Slot(file, *tensors[name], *offsets[name])
         sizes[file] = max([len(header), *(slots[n].stop for n in names)])
     return WeightFiles(sizes, headers, slots)
+
+
+def coded_files(files: WeightFiles) -> WeightFiles:
+    """The same files under the names that coded tensors have: `model.llmc.safetensors`."""
+    names = {file: file.removesuffix(".safetensors") + ".llmc.safetensors" for file in files.sizes}
+    return WeightFiles(
+        {names[file]: size for file, size in files.sizes.items()},
+        {names[file]: header for file, header in files.headers.items()},
+        {name: replace(slot, file=names[slot.file]) for name, slot in files.slots.items()},
+        coded=True,
+    )
 
 
 def nbytes(dtype: torch.dtype, shape: tuple[int, ...]) -> int:

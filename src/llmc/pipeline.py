@@ -221,7 +221,7 @@ def _finish(
             figures = reports[name].to_json()
             gates += tuple(check_gates(job.recipe.gates, figures, allow_unresolved=allow_unresolved))
         seal(reports.get(name))
-        folders[name] = folder_summary(job, container, written)
+        folders[name] = folder_summary(job, container, place, written)
     artifact.finish()
     notes = (*written.notes, *_shortfall(written))
     return RunResult(artifact.out, folders, notes, reports, gates)

@@ -17,7 +17,7 @@ from llmc.encoding import nonfinite
 from llmc.errors import MemoryLimitError, UnsupportedError, UsageError
 from llmc.formats import CONTAINERS
 from llmc.formats.container import Container, Facts, Spec
-from llmc.layout import Shapes, WeightFiles, arrange, nbytes
+from llmc.layout import Shapes, WeightFiles, arrange, coded_files, nbytes
 from llmc.recipe import Recipe, Stage
 from llmc.registry import suggest
 from llmc.sidecar import sidecar_bytes
@@ -126,7 +126,7 @@ def prepare(recipe: Recipe, checkpoint: Checkpoint) -> Job:
         for refusal in container.refusals(list(specs.values()), facts):
             raise UnsupportedError(refusal, where=f"format {container.name}")
     files = {
-        name if len(containers) > 1 else "": arrange(stored_shapes(checkpoint, container, specs))
+        name if len(containers) > 1 else "": weight_files(checkpoint, container, specs)
         for name, container in containers.items()
     }
     stage_of = {tensor: stage for tensor, (stage, _) in chosen.items()}
@@ -321,6 +321,12 @@ def _tied_heads(checkpoint: Checkpoint) -> set[str]:
     modules = checkpoint.skeleton.modules
     shared = {k.rpartition(".")[0] for k in checkpoint.skeleton.ties}
     return {path for path in shared if isinstance(modules.get(path), torch.nn.Linear)}
+
+
+def weight_files(checkpoint: Checkpoint, container: Container, specs: dict[str, Spec]) -> WeightFiles:
+    """The weight files of a container's folder; of coded tensors a plan."""
+    files = arrange(stored_shapes(checkpoint, container, specs))
+    return coded_files(files) if container.coded else files
 
 
 def stored_shapes(checkpoint: Checkpoint, container: Container, specs: dict[str, Spec]) -> Shapes:

@@ -258,6 +258,9 @@ def _read(tree: Node) -> Recipe:
     """A Recipe from its tree, checked as a whole."""
     recipe: Recipe = build(Recipe, _share_seed(tree))
     parts = tree.value
+    own = [getattr(stage.method, "formats", None) for stage in recipe.stages]
+    if "formats" not in parts and own[0] is not None:
+        recipe = dataclasses.replace(recipe, formats=own[0])
     if not recipe.formats or len(set(recipe.formats)) < len(recipe.formats):
         problem = "a format is given twice" if recipe.formats else "no format"
         raise RecipeError(problem, where=parts["formats"].where, fix=f"choose from: {', '.join(CONTAINERS)}")

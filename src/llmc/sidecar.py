@@ -5,9 +5,11 @@ from __future__ import annotations
 import fnmatch
 import shutil
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from llmc.coded_files import INDEX as CODED_INDEX
 from llmc.formats.container import Container, Facts, Spec
 from llmc.formats.kernel_folder import kernel_files
 from llmc.manifest import MANIFEST, SUMS, dump_json
@@ -36,6 +38,7 @@ CARRIED = (
     "NOTICE*",
     "USE_POLICY*",
 )
+INDEX = "model.safetensors.index.json"
 MODULE = "[0-9]*_*"
 """Folders that sentence-transformers writes for its modules: 1_Pooling, ..."""
 MOST_SETTINGS = 1 << 20
@@ -57,11 +60,10 @@ def plain_files(folder: Path) -> list[Path]:
     """All files of a folder that are neither weights, nor code, nor hidden, nor llmc's own record of it."""
     own = (MANIFEST, SUMS)
     weights = (*NEVER, "*.safetensors.index.json", "*.ckpt", "*.h5", "*.msgpack", "*.onnx", "*.npz")
-    index = "model.safetensors.index.json"
     return [
         p
         for p in _regular(folder)
-        if (not _any(p.name, weights) or p.name == index) and p.name not in own and not p.name.startswith(".")
+        if (not _any(p.name, weights) or p.name == INDEX) and p.name not in own and not p.name.startswith(".")
     ]
 
 
@@ -84,7 +86,7 @@ def write_sidecar(
         place = out / path.relative_to(source)
         place.parent.mkdir(exist_ok=True)
         shutil.copyfile(path, place)
-    quantization = container.config(specs, facts)
+    quantization = container.config(specs, replace(facts, sharded=index is not None))
     edited = {k: v for k, v in config.items() if k != "quantization_config"}
     if quantization is not None:
         edited["quantization_config"] = quantization
@@ -92,7 +94,7 @@ def write_sidecar(
     for name, content in container.extra_files(specs, facts).items():
         (out / name).write_bytes(dump_json(content))
     if index is not None:
-        (out / "model.safetensors.index.json").write_bytes(dump_json(index))
+        (out / (CODED_INDEX if container.coded else INDEX)).write_bytes(dump_json(index))
     for name, data in kernel_files([container.kernel]).items():
         (out / name).parent.mkdir(parents=True, exist_ok=True)
         (out / name).write_bytes(data)

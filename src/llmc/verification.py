@@ -18,7 +18,7 @@ import torch
 from llmc import lossless_verification
 from llmc.artifact import raw_bytes
 from llmc.checkpoint import Checkpoint, read_config
-from llmc.coded_files import is_coded
+from llmc.coded_files import CodedTensors, cores, is_coded
 from llmc.encoding import decibels
 from llmc.errors import InputError, LlmcError, VerifyError, printable
 from llmc.hub import resolve_model
@@ -103,12 +103,12 @@ def verify(folder: str | Path, against: str | Path | None = None, *, progress: P
     if not problems:
         problems, tensors, decoded = _check_values(path, manifest, report)
     if not problems and against is not None:
-        check = lossless_verification.check_against if is_coded(path) else _check_against
+        check = lossless_verification.check_against if _lossless(path, manifest) else _check_against
         problems = check(path, located(against), manifest)
     original = None if against is None else Path(against).name
     lines = tuple(dict.fromkeys(map(printable, problems)))
     count = len(manifest.get("files", {}))
-    return Verification(path.name, count, tensors, decoded, original, lines, is_coded(path))
+    return Verification(path.name, count, tensors, decoded, original, lines, _lossless(path, manifest))
 
 
 def require_verified(folder: Path) -> None:
@@ -255,19 +255,18 @@ def _check_values(path: Path, manifest: dict[str, Any], progress: Progress) -> t
 
     Returns the problems, and how many tensors and how many Targets were compared.
     """
-    if is_coded(path):
+    if _lossless(path, manifest):
         return lossless_verification.check_values(path, manifest, progress)
     try:
-        entries = read_folder(path)
-        packed = find_packed(entries, read_config(path))
+        stored = _Stored(path)
     except InputError as error:
         return [str(error)], 0, 0
-    problems = _damaged_tensors(entries, manifest.get("tensors", {}))
+    problems = _damaged_tensors(stored.entries, manifest.get("tensors", {}))
     rows = manifest.get("targets", [])
     for done, row in enumerate(rows):
         progress("decode", done, len(rows))
         try:
-            values = _decoded(row, entries, packed)
+            values = stored.decoded(row)
         except KeyError:
             problems.append(f"target {row['target']}: {row['tensor']} is not stored")
             continue
@@ -276,26 +275,42 @@ def _check_values(path: Path, manifest: dict[str, Any], progress: Progress) -> t
             continue
         if hashlib.sha256(raw_bytes(values)).hexdigest() != row["decoded"]:
             problems.append(f"target {row['target']}: decodes to other values than recorded")
-    return problems, len(entries), len(rows)
+    return problems, len(stored.entries), len(rows)
 
 
-def _decoded(row: dict[str, Any], entries: dict[str, TensorEntry], packed: dict[str, Any]) -> torch.Tensor:
-    if row["target"] in packed:
-        values: torch.Tensor = packed[row["target"]].decode()
-        return values
-    stored = load(entries[row["tensor"]])
-    return stored.t().contiguous() if row["transposed"] else stored
+class _Stored:
+    """The tensors of an artifact, encoded ones decoded by other code than wrote them."""
+
+    def __init__(self, path: Path) -> None:
+        self.coded = CodedTensors(path) if is_coded(path) else None
+        self.entries = self.coded.entries if self.coded else read_folder(path)
+        self.packed = {} if self.coded else find_packed(self.entries, read_config(path))
+
+    def tensor(self, name: str) -> torch.Tensor:
+        """A tensor as it is, or as its coded bytes stand for it. Raises KeyError when there is none."""
+        return self.coded.load(name, threads=cores()) if self.coded else load(self.entries[name])
+
+    def decoded(self, row: dict[str, Any]) -> torch.Tensor:
+        """The values `[out_features, in_features]` of a Target by its row of the manifest."""
+        if row["target"] in self.packed:
+            return self.packed[row["target"]].decode()
+        values = self.tensor(row["tensor"])
+        return values.t().contiguous() if row["transposed"] else values
+
+
+def _lossless(path: Path, manifest: dict[str, Any]) -> bool:
+    """Whether every tensor of an artifact is there bit for bit."""
+    return is_coded(path) and "targets" not in manifest
 
 
 def _check_against(path: Path, original: Path, manifest: dict[str, Any]) -> list[str]:
     """Measure the errors again from the original weights, and compare the tensors that were kept."""
     checkpoint = Checkpoint(original)
     targets = {t.tensor: t for t in checkpoint.targets}
-    entries = read_folder(path)
-    packed = find_packed(entries, read_config(path))
+    stored = _Stored(path)
     problems = []
     for row in manifest.get("targets", []):
-        target, decoded = targets.get(row["tensor"]), _decoded(row, entries, packed)
+        target, decoded = targets.get(row["tensor"]), stored.decoded(row)
         if target is None or target.shape != tuple(decoded.shape):
             problems.append(f"target {row['target']}: not in {original.name}, or of another shape there")
             continue
@@ -304,8 +319,9 @@ def _check_against(path: Path, original: Path, manifest: dict[str, Any]) -> list
             problems.append(f"target {row['target']}: SNR {snr} dB, reported {row['snr_db']}")
     encoded = {row["tensor"] for row in manifest.get("targets", [])}
     for name in checkpoint.stored:
-        same = name in encoded or (name in entries and _digest(entries[name]) == _digest(checkpoint.entries[name]))
-        if not same:
+        if name in encoded:
+            continue
+        if name not in stored.entries or raw_bytes(stored.tensor(name)) != raw_bytes(checkpoint.tensor(name)):
             problems.append(f"tensor {name}: differs from {original.name}")
     return problems
 

@@ -7,9 +7,7 @@ follow. A step is per column: where an error costs much it is smaller (2**(k/4) 
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -17,7 +15,7 @@ import torch
 from llmc.calibration.statistics import Hessian
 from llmc.compressors.feedback import Problem, Slab, exact, prepare, relative_error
 from llmc.compressors.options import check_options, option
-from llmc.compressors.parallel import ordered_map, row_tiles
+from llmc.compressors.parallel import ordered_map
 from llmc.formats import trellis_kernel
 from llmc.formats.encoded import Encoded
 from llmc.formats.trellis import MOST_CODE, OCTAVE, SHIFT_UNIT, SHIFTS, FittedTrellis, TrellisGrid, encoded, row_order
@@ -56,12 +54,13 @@ class Trellis:
 
     needs: ClassVar[tuple[str, ...]] = ("hessian",)
     by_rows: ClassVar[bool] = False
+    formats: ClassVar[tuple[str, ...]] = ("llmc",)
 
     def __post_init__(self) -> None:
         check_options(self)
 
     def make_grid(self, scale_dtypes: tuple[str, ...]) -> TrellisGrid:
-        return TrellisGrid(self.states)
+        return TrellisGrid(self.states, bits_per_weight=self.bits_per_weight)
 
     def __call__(self, weight: torch.Tensor, stats: dict[str, Any], context: Context) -> Encoded:
         """Compress `weight: [out_features, in_features]` under `stats["hessian"]`; without one all columns count alike.
@@ -115,7 +114,7 @@ class _Search:
         W = weight.to(context.device, exact(context), copy=True)
         W[:, problem.dead] = 0
         code = _step_codes(problem.cost, method.column_steps)
-        grid = FittedTrellis(method.states, step=1.0, step_code=code)
+        grid = FittedTrellis(method.states, bits_per_weight=method.bits_per_weight, step=1.0, step_code=code)
         scaled = W.square() / grid.steps.square()
         row = _classes(scaled.mean(1)) if method.classes else torch.zeros(W.shape[0], dtype=torch.uint8)
         column = _classes(scaled.mean(0)) if method.classes else torch.zeros(W.shape[1], dtype=torch.uint8)

@@ -16,6 +16,7 @@ CONTAINERS = Registry(
         "compressed-tensors": "llmc.formats.compressed_tensors:CompressedTensors",
         "gptq": "llmc.formats.gptq:Gptq",
         "bitsandbytes": "llmc.formats.bitsandbytes:BitsAndBytes",
+        "llmc": "llmc.formats.llmc:Llmc",
         "dense": "llmc.formats.dense:Dense",
     },
 )

@@ -25,6 +25,7 @@ BLOCKS = (32, 64, 128, 256, 512, 1024, 2048, 4096)
 class BitsAndBytes:
     name: ClassVar[str] = "bitsandbytes"
     kernel: ClassVar[str] = "bitsandbytes"
+    coded: ClassVar[bool] = False
 
     def refusals(self, specs: Sequence[Spec], facts: Facts) -> list[str]:
         out = one_grid_kind(specs, Nf4Grid, self.name)

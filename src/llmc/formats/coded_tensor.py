@@ -17,13 +17,15 @@ import numpy as np
 import torch
 
 from llmc.errors import InputError
-from llmc.formats import bitmaps, planes, rans
+from llmc.formats import bitmaps, planes, rans, trellis_kernel
+from llmc.formats.encoded import Encoded
 from llmc.formats.planes import Split
 from llmc.formats.rans import Bytes, as_bytes
 
 MAGIC = b"lLT1"
 RAW, CONSTANT, SAME, PLANES, BYTES, PIECES = range(6)
-KINDS = ("raw", "constant", "same", "planes", "bytes", "pieces")
+TRELLIS = 7
+KINDS = ("raw", "constant", "same", "planes", "bytes", "pieces", "", "trellis")
 RANS, BITMAPS = range(2)  # how the streams of PLANES are coded
 CODERS = ("rans", "bitmaps")
 NO_AXIS, ROWS, COLUMNS = range(3)
@@ -46,6 +48,8 @@ NUMBERS: dict[str, int] = {name: number for number, (name, _) in enumerate(DTYPE
 SIZES: dict[str, int] = dict(DTYPES)
 INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32}
 """Numbers of so many bytes, as something that can be moved about."""
+QUANTIZED = ("float32", "bfloat16", "float16")
+"""Dtypes that quantized matrices decode to."""
 NARROW = {"float32": ("bfloat16", "float16")}
 """Dtypes that may hold the values of another one."""
 
@@ -55,7 +59,7 @@ class Head:
     """What comes before the parts of a coded tensor.
 
     Attributes:
-        kind: RAW, CONSTANT, SAME, PLANES or BYTES.
+        kind: RAW, CONSTANT, SAME, PLANES, BYTES, PIECES or TRELLIS.
         dtype, shape: of the tensor, dtype by torch's name.
         held: dtype that its values were coded in: `dtype`, or a narrower one that holds them all.
         split: PLANES: how numbers were cut.
@@ -63,6 +67,7 @@ class Head:
         axis: PLANES: what was put into groups that have tables of their own: NO_AXIS, ROWS or COLUMNS.
         groups: PLANES: how many, 1 with NO_AXIS.
         coded: BYTES: for each byte of an element, whether it is a stream.
+        transposed: TRELLIS: the matrix of the stream is the other way round.
         pieces: PIECES: how many coded tensors of one dimension stand one after the other.
         lengths, sums: bytes of the parts, and the CRC-32C of those that have no sums of their own (0 for the others).
         size: bytes of the head.
@@ -78,6 +83,7 @@ class Head:
     groups: int = 1
     coded: tuple[bool, ...] = ()
     pieces: int = 0
+    transposed: bool = False
     lengths: tuple[int, ...] = ()
     sums: tuple[int, ...] = ()
     size: int = 0
@@ -111,6 +117,8 @@ class Head:
             return self.coded
         if self.kind == PIECES:
             return (True,) * self.pieces
+        if self.kind == TRELLIS:
+            return (True,)
         if self.kind != PLANES or self.split is None:
             return (False,)
         return ((True,) if self.axis else ()) + (True, False) * self.groups
@@ -126,6 +134,8 @@ def pack_head(head: Head) -> bytes:
         data += bytes(head.coded)
     if head.kind == PIECES:
         data += _varint(head.pieces)
+    if head.kind == TRELLIS:
+        data += bytes((head.transposed,))
     data += b"".join(map(_varint, head.lengths))
     data += b"".join(struct.pack("<I", crc) for crc, stream in zip(head.sums, head.streams, strict=True) if not stream)
     return data + struct.pack("<I", rans.crc32c(data))
@@ -183,12 +193,24 @@ def decode_into(buffer: Bytes, head: Head, out: Bytes, *, threads: int = 1, path
         _decode_bytes(parts, head, out, threads, path)
     elif head.kind == PIECES:
         _decode_pieces(parts, head, out, threads, path)
+    elif head.kind == TRELLIS:
+        _decode_trellis(parts[0], head, out, threads, path)
     elif head.held != head.dtype:
         narrow = np.empty(head.n * SIZES[head.held], np.uint8)
         _decode_planes(parts, head, narrow, threads, path)
         widen(narrow, head.held, out)
     else:
         _decode_planes(parts, head, out, threads, path)
+
+
+def trellis_of(data: Any) -> Encoded:
+    """The matrix `[out_features, in_features]` of a coded tensor of kind TRELLIS. Raises InputError when damaged."""
+    buffer = as_bytes(data)
+    head = parse_head(buffer)
+    if head.kind != TRELLIS:
+        raise InputError(f"a coded tensor of kind {KINDS[head.kind]} is no matrix of a trellis")
+    rows, columns = reversed(head.shape) if head.transposed else head.shape
+    return trellis_kernel.unpack(next(_parts(buffer, head)), (rows, columns), getattr(torch, head.dtype))
 
 
 def same_as(data: Any) -> str:
@@ -242,7 +264,7 @@ def _parse(cursor: _Cursor) -> tuple[Head, int]:
         raise InputError(
             f"no coded tensor: it begins with {magic!r}", fix=f"a newer llmc may know it; {MAGIC!r} is known"
         )
-    if kind >= len(KINDS) or max(dtype, held) >= len(DTYPES) or dimensions > DIMENSIONS:
+    if kind >= len(KINDS) or not KINDS[kind] or max(dtype, held) >= len(DTYPES) or dimensions > DIMENSIONS:
         raise InputError(f"a coded tensor of unknown kind {kind}, dtypes {dtype} and {held}, {dimensions} dimensions")
     shape = tuple(cursor.number() for _ in range(dimensions))
     head = Head(kind, DTYPES[dtype][0], shape, DTYPES[held][0])
@@ -262,6 +284,8 @@ def _parse(cursor: _Cursor) -> tuple[Head, int]:
         described = {"pieces": cursor.number()}
         if not 1 <= described["pieces"] <= MOST_PIECES:
             raise InputError(f"a coded tensor of {described['pieces']} pieces")
+    elif kind == TRELLIS:
+        described = _parse_trellis(cursor, head)
     head = replace(head, **described)
     lengths = tuple(cursor.number() for _ in head.streams)
     sums = tuple(0 if stream else cursor.take("I")[0] for stream in head.streams)
@@ -281,6 +305,13 @@ def _parse_planes(cursor: _Cursor, head: Head) -> dict[str, Any]:
     if axis >= len(AXES) or not 1 <= groups <= GROUPS or (axis == NO_AXIS and groups != 1):
         raise InputError(f"a coded tensor of {groups} groups along axis {axis}")
     return {"split": Split(size, sign_after, coded), "coder": coder, "axis": axis, "groups": groups}
+
+
+def _parse_trellis(cursor: _Cursor, head: Head) -> dict[str, Any]:
+    (transposed,) = cursor.take("B")
+    if transposed > 1 or len(head.shape) != 2 or head.dtype not in QUANTIZED:
+        raise InputError(f"a coded tensor of {head.dtype} {list(head.shape)} with a trellis")
+    return {"transposed": bool(transposed)}
 
 
 def _check_lengths(head: Head) -> None:
@@ -325,6 +356,17 @@ def _decode_pieces(parts: list[Bytes], head: Head, out: Bytes, threads: int, pat
     for part, own in zip(parts, heads, strict=True):
         decode_into(part, own, out[at : at + own.nbytes], threads=threads, path=path)
         at += own.nbytes
+
+
+def _decode_trellis(stream: Bytes, head: Head, out: Bytes, threads: int, path: str) -> None:
+    dtype = getattr(torch, head.dtype)
+    rows, columns = reversed(head.shape) if head.transposed else head.shape
+    if not head.transposed:
+        trellis_kernel.decode_into(stream, (rows, columns), dtype, out, threads=threads, path=path)
+        return
+    values = torch.empty(rows, columns, dtype=dtype)
+    trellis_kernel.decode_into(stream, (rows, columns), dtype, as_bytes(values), threads=threads, path=path)
+    torch.from_numpy(out).view(dtype).view(columns, rows).copy_(values.t())
 
 
 def _decode_bytes(parts: list[Bytes], head: Head, out: Bytes, threads: int, path: str) -> None:

@@ -29,6 +29,7 @@ Scheme = tuple[int, int | None, bool]  # bits, group_size, symmetric
 class CompressedTensors:
     name: ClassVar[str] = "compressed-tensors"
     kernel: ClassVar[str] = "compressed_tensors"
+    coded: ClassVar[bool] = False
 
     def refusals(self, specs: Sequence[Spec], facts: Facts) -> list[str]:
         out = one_grid_kind(specs, IntGrid, self.name)

@@ -35,6 +35,7 @@ class Facts:
         initializes_by_name: transformers' class initializes matrices through their parents (T5), which fails where a
             packed module has no `weight`.
         keep_float32: name endings that transformers keeps in float32 and never loads packed (T5's `wo`).
+        sharded: the weights came to lie in several files.
     """
 
     dtype: torch.dtype
@@ -43,13 +44,18 @@ class Facts:
     moe: bool = False
     initializes_by_name: bool = False
     keep_float32: tuple[str, ...] = ()
+    sharded: bool = False
 
 
 class Container(Protocol):
-    """Bytes on disk. Frozen, stateless; everything about one format lives in its file."""
+    """Bytes on disk. Frozen, stateless; everything about one format lives in its file.
+
+    `coded`: every tensor is a coded one, also those that are kept as they are.
+    """
 
     name: ClassVar[str]
     kernel: ClassVar[str]
+    coded: ClassVar[bool]
 
     def refusals(self, specs: Sequence[Spec], facts: Facts) -> list[str]:
         """Why this container cannot hold these, one line each; empty when it can. Asked before any computing."""

@@ -17,6 +17,7 @@ from llmc.structure import Target
 class Dense:
     name: ClassVar[str] = "dense"
     kernel: ClassVar[str] = "dense"
+    coded: ClassVar[bool] = False
 
     def refusals(self, specs: Sequence[Spec], facts: Facts) -> list[str]:
         return []

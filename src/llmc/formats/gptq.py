@@ -26,6 +26,7 @@ GROUP_SIZES = (16, 32, 64, 128, 256, 512, 1024)  # and None: what GPTQModel's ke
 class Gptq:
     name: ClassVar[str] = "gptq"
     kernel: ClassVar[str] = "gptq"
+    coded: ClassVar[bool] = False
 
     def refusals(self, specs: Sequence[Spec], facts: Facts) -> list[str]:
         out = one_grid_kind(specs, IntGrid, self.name)

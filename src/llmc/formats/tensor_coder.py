@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from llmc.formats import bitmaps, planes, rans
+from llmc.formats import bitmaps, planes, rans, trellis_kernel
 from llmc.formats.coded_tensor import (
     AXES,
     BITMAPS,
@@ -33,9 +33,11 @@ from llmc.formats.coded_tensor import (
     ROWS,
     SAME,
     SIZES,
+    TRELLIS,
     Head,
     pack_head,
 )
+from llmc.formats.encoded import Encoded
 from llmc.formats.planes import Split
 from llmc.formats.rans import Bytes, as_bytes
 
@@ -83,6 +85,10 @@ class Coded:
     @property
     def nbytes(self) -> int:
         return sum(piece.size for piece in self.pieces)
+
+    def joined(self) -> Bytes:
+        """Its bytes in one array."""
+        return np.concatenate(self.pieces)
 
     def row(self) -> dict[str, Any]:
         """For a report."""
@@ -199,6 +205,18 @@ def repeat(tensor: torch.Tensor, name: str) -> Coded:
     """A coded tensor that says: the same as `name`."""
     dtype = str(tensor.dtype).removeprefix("torch.")
     return _coded(Head(SAME, dtype, tuple(tensor.shape), dtype), [as_bytes(name.encode())])
+
+
+def quantized(matrix: Encoded, *, transposed: bool = False, threads: int = 1) -> Coded:
+    """The coded tensor of a matrix `[out_features, in_features]` on the grid of a trellis.
+
+    Args:
+        transposed: the tensor is `[in_features, out_features]`.
+    """
+    dtype = str(matrix.dtype).removeprefix("torch.")
+    shape = matrix.shape[::-1] if transposed else matrix.shape
+    head = Head(TRELLIS, dtype, shape, dtype, transposed=transposed)
+    return _coded(head, [trellis_kernel.pack(matrix, threads=threads)])
 
 
 def entropy(counts: Any) -> float:

@@ -28,14 +28,20 @@ OCTAVE = 4
 """Steps of columns are base * 2**(code / OCTAVE)."""
 ROOTS = (1.0, 2.0**0.25, 2.0**0.5, 2.0**0.75)
 MOST_CODE = 32766
+NOTHING = torch.zeros(0, dtype=torch.uint8)
+UNMOVED = torch.zeros(SHIFTS, dtype=torch.int8)
 
 
 @dataclass(frozen=True)
 class TrellisGrid:
-    """`states` of the machine (1: plain uniform quantization); it starts again after `segment` rows."""
+    """`states` of the machine (1: plain uniform quantization); it starts again after `segment` rows.
+
+    `bits_per_weight` is what the matrix is meant to take, everything counted.
+    """
 
     states: int = 8
     segment: int = SEGMENT
+    bits_per_weight: float = 3.0
 
     group_size = None
     alphabet = 2 * MOST_CODE + 1
@@ -59,9 +65,9 @@ class FittedTrellis(TrellisGrid):
     """
 
     step: float = 1.0
-    step_code: torch.Tensor = torch.zeros(0, dtype=torch.uint8)
-    column_class: torch.Tensor = torch.zeros(0, dtype=torch.uint8)
-    shift: torch.Tensor = torch.zeros(SHIFTS, dtype=torch.int8)
+    step_code: torch.Tensor = NOTHING
+    column_class: torch.Tensor = NOTHING
+    shift: torch.Tensor = UNMOVED
 
     @property
     def steps(self) -> torch.Tensor:

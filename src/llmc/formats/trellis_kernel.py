@@ -104,7 +104,14 @@ def unpack(stream: Any, shape: tuple[int, int], dtype: torch.dtype, *, threads: 
     )
     shift = torch.tensor([*about["shifts"], *[0] * (SHIFTS - len(about["shifts"]))], dtype=torch.int8)
     planes = {name: torch.tensor(about[name], dtype=torch.uint8) for name in ("step_code", "column_class", "row_class")}
-    grid = FittedTrellis(states, about["segment"], about["step"], planes["step_code"], planes["column_class"], shift)
+    grid = FittedTrellis(
+        states,
+        about["segment"],
+        step=about["step"],
+        step_code=planes["step_code"],
+        column_class=planes["column_class"],
+        shift=shift,
+    )
     return encoded(grid, codes, planes["row_class"], dtype)
 
 
