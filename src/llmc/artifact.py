@@ -98,6 +98,11 @@ class Folder:
             else torch.empty(slot.shape, dtype=slot.dtype)
         )
 
+    def size(self, name: str) -> int:
+        """Bytes that a tensor has on disk."""
+        slot = self.files.slots[name]
+        return slot.stop - slot.start
+
     def recall(self, report: list[dict[str, Any]]) -> None:
         """Take in what the journal says of a finished unit. Places are known from the start here."""
 

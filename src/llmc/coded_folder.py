@@ -56,6 +56,9 @@ class CodedFolder(Folder):
         self.write(name, torch.from_numpy(coded.joined()))
         del self._parts[name]
 
+    def size(self, name: str) -> int:
+        return self._places[name].stat().st_size
+
     def digest_of(self, name: str, plain: str) -> str:
         """SHA-256 of the bytes that stand for a tensor whose own bytes have the digest `plain`."""
         return self.digest(name)

@@ -48,7 +48,8 @@ def encode_together(
 
 def _one_by_one(method: Any, weights: Sequence[torch.Tensor], stats: dict[str, Any], context: Context) -> list[Encoded]:
     """Each by itself; what was noted about each goes into lists."""
-    alone = [dataclasses.replace(context, notes={}) for _ in weights]
+    rates: list[tuple[float, ...]] = [(rate,) for rate in context.rates] or [()] * len(weights)
+    alone = [dataclasses.replace(context, notes={}, rates=rate) for rate in rates]
     out = [method(w, stats, own) for w, own in zip(weights, alone, strict=True)]
     for key in dict.fromkeys(key for own in alone for key in own.notes):
         values = [own.notes.get(key) for own in alone]

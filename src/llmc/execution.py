@@ -22,7 +22,7 @@ from llmc.calibration.inputs import model_inputs, noise_note
 from llmc.checkpoint import Checkpoint
 from llmc.coded_folder import folder_for
 from llmc.encoding import Stored, encode_together, notes_of, require_finite, store
-from llmc.errors import InputError
+from llmc.errors import InputError, UsageError
 from llmc.formats.container import Container, Spec
 from llmc.planning import Job, activation_memory, batch_size, check_memory, fingerprint
 from llmc.recipe import resolve_text, to_dict
@@ -32,6 +32,9 @@ from llmc.walk import Walk
 
 RAW = "tensors kept as they are"
 CHUNK = 1 << 24
+HELD_OUT = 4
+"""One calibration sequence in so many judges what the others led to, where that is asked for."""
+LEAST_JUDGED = 4
 
 
 @dataclass(frozen=True)
@@ -194,7 +197,8 @@ class Execution:
     def _compress(self, specs: Sequence[Spec], stats: dict[InputPoint, Any] | None) -> list[tuple[Any, ...]]:
         method = self.job.recipe.stages[self.job.stage_of[specs[0].target.tensor]].method
         dtypes = getattr(specs[0].grid, "scale_dtypes", ("float32",))
-        context = Context(self.dtype, self.job.recipe.device, self.workers, scale_dtypes=dtypes)
+        rates = tuple(self.job.rates[s.target.tensor] for s in specs if s.target.tensor in self.job.rates)
+        context = Context(self.dtype, self.job.recipe.device, self.workers, scale_dtypes=dtypes, rates=rates)
         weights = [self.job.checkpoint.matrix(s.target) for s in specs]
         for spec, weight in zip(specs, weights, strict=True):
             require_finite(weight, spec.target.tensor)
@@ -223,13 +227,14 @@ class Execution:
     def _replaced(self, path: str) -> Callable[[str], torch.Tensor | None]:
         """Decoded values of a finished block, read back from where they were written."""
         specs = [] if self._keeps_original(self._by_block().get(path, [])) else self._by_block().get(path, [])
-        return self._reader({s.target.tensor: s for s in specs})
+        return self.reader({s.target.tensor: s for s in specs})
 
     def _replaced_among(self, specs: Sequence[Spec], done: Sequence[Stored]) -> Callable[[str], torch.Tensor | None]:
         names = {s.row["tensor"] for s in done}
-        return self._reader({s.target.tensor: s for s in specs if s.target.tensor in names})
+        return self.reader({s.target.tensor: s for s in specs if s.target.tensor in names})
 
-    def _reader(self, specs: dict[str, Spec]) -> Callable[[str], torch.Tensor | None]:
+    def reader(self, specs: dict[str, Spec]) -> Callable[[str], torch.Tensor | None]:
+        """Decoded values of written Targets by their names on disk, None of others."""
         _, container, folder = self.places[0]
 
         def read(name: str) -> torch.Tensor | None:
@@ -284,7 +289,9 @@ def execute(
     check_apart(out, job.checkpoint.folder)
     check_out(out, force)
     check_memory(job)
-    calibration = _calibrate(job)
+    calibration = calibrate(job)
+    if calibration is not None and job.recipe.max_kl is not None:
+        calibration, _ = held_out(calibration)
     text = to_dict(job.recipe)
     mark = fingerprint(job, text, calibration.sha256 if calibration is not None else None)
     artifact = Artifact(out, job.files, mark, folder_for)
@@ -301,13 +308,27 @@ def execute(
         artifact.abandon()
 
 
-def _calibrate(job: Job) -> CalibrationSet | None:
+def calibrate(job: Job) -> CalibrationSet | None:
+    """The calibration set of a job, None where no method needs one."""
     options = job.recipe.calibration
     if options is None or not job.needs_statistics:
         return None
     with tempfile.TemporaryDirectory() as texts:
         options = replace(options, source=resolve_text(options.source, Path(texts)))
         return load_calibration(options, open_tokenizer(job.checkpoint.folder), vocabulary(job.checkpoint.model))
+
+
+def held_out(calibration: CalibrationSet) -> tuple[CalibrationSet, CalibrationSet]:
+    """What statistics are taken from, and the quarter of the sequences that is kept for judging.
+
+    Raises UsageError when there are too few.
+    """
+    count = calibration.token_ids.shape[0] // HELD_OUT
+    if count < LEAST_JUDGED:
+        fix = f"use --num-samples {HELD_OUT * LEAST_JUDGED} or more, or more text"
+        raise UsageError(f"{calibration.token_ids.shape[0]} calibration sequences leave too few for judging", fix=fix)
+    ids = calibration.token_ids
+    return replace(calibration, token_ids=ids[:-count]), replace(calibration, token_ids=ids[-count:])
 
 
 def open_tokenizer(folder: Path) -> Any:

@@ -5,14 +5,16 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from llmc.artifact import Artifact
+from llmc.budgets import forget_survey, with_rates, within_kl
 from llmc.checkpoint import Checkpoint
-from llmc.errors import GateError, UsageError
+from llmc.errors import GateError, UnsupportedError, UsageError
 from llmc.eval.tasks import load_tasks
-from llmc.execution import Written, execute
+from llmc.execution import Written, calibrate, execute, held_out, open_tokenizer
 from llmc.finishing import complete_folder, folder_summary
 from llmc.gates import GateResult, check_gates, gates_failure, gates_table
 from llmc.hub import PushResult
@@ -193,16 +195,48 @@ def carry_out(
     allow_unresolved: bool = False,
 ) -> RunResult:
     """Do a prepared job; see `quantize` and `run`."""
+    options: dict[str, Any] = {"fresh": fresh, "force": force, "progress": progress}
+    if job.recipe.max_kl is None:
+        job = with_rates(job, out, **options)
+    else:
+        job = within_kl(job, out, partial(_upper_kl, progress=progress), **options)
+    result = _write(job, out, allow_unresolved=allow_unresolved, **options)
+    forget_survey(out)
+    if result.failure is not None:
+        return result
+    return _push(job, result, token, progress)
+
+
+def _write(
+    job: Job, out: Path, *, fresh: bool, force: bool, progress: Progress | None, allow_unresolved: bool = False
+) -> RunResult:
     results: list[RunResult] = []
 
     def finish(artifact: Artifact, written: Written) -> None:
         results.append(_finish(job, artifact, written, progress, allow_unresolved))
 
     execute(job, out, fresh=fresh, force=force, progress=progress, finish=finish)
-    result = results[0]
-    if result.failure is not None:
-        return result
-    return _push(job, result, token, progress)
+    return results[0]
+
+
+def _upper_kl(job: Job, folder: Path, progress: Progress | None) -> float:
+    """Write a job's model into `folder` and measure it on the calibration text that was held out."""
+    from llmc.eval import evaluate
+
+    _write(
+        replace(job, recipe=replace(job.recipe, eval=None, gates=())), folder, fresh=True, force=True, progress=progress
+    )
+    calibration = calibrate(job)
+    if calibration is None:
+        raise UsageError("there is no calibration text to judge by", where="--max-kl", fix="add --calibration FILE")
+    judged = held_out(calibration)[1]
+    with tempfile.TemporaryDirectory() as texts:
+        path = Path(texts) / "held-out.txt"
+        tokenizer = open_tokenizer(job.checkpoint.folder)
+        path.write_text("\n".join(tokenizer.batch_decode(judged.token_ids, skip_special_tokens=True)), encoding="utf-8")
+        context = judged.token_ids.shape[1]
+        report = evaluate(folder, text=path, against=job.checkpoint.folder, context=context, stride=context)
+    return float(report.to_json()["intervals"]["kl"][1])
 
 
 def _finish(
@@ -212,6 +246,7 @@ def _finish(
     reports: dict[str, Any] = {}
     folders = {}
     gates: tuple[GateResult, ...] = ()
+    _check_size(job, artifact)
     for name, container in job.containers.items():
         place = artifact.folders[job.folder_of(name)]
         seal = complete_folder(job, container, place, written, artifact.out.name)
@@ -225,6 +260,20 @@ def _finish(
     artifact.finish()
     notes = (*written.notes, *_shortfall(written))
     return RunResult(artifact.out, folders, notes, reports, gates)
+
+
+def _check_size(job: Job, artifact: Artifact) -> None:
+    """Refuse to finish what takes more bytes than its recipe allows."""
+    if job.recipe.size is None:
+        return
+    for folder in artifact.folders.values():
+        folder.close()
+        if folder.files.total > job.recipe.size:
+            raise UnsupportedError(
+                f"its weight files have {folder.files.total:,} bytes, more than {job.recipe.size:,}",
+                where=artifact.out.name,
+                fix="allow more: some matrices cannot be made smaller",
+            )
 
 
 def _evaluate(job: Job, folder: Path, progress: Progress | None) -> Any:

@@ -6,7 +6,7 @@ import fnmatch
 import json
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -27,6 +27,7 @@ from llmc.structure import Table, Target
 IMPORTS = 360 << 20  # resident after importing torch and transformers, measured
 WALKING = 64 << 20  # buffers of the matrix products, tokenizer and tokens
 TOKENS_PER_BATCH = 2048
+CODED_SHARE = 0.67  # of bfloat16 weights, coded without loss
 READ = (torch.bfloat16, torch.float16, torch.float32)
 
 
@@ -39,6 +40,7 @@ class Job:
         specs: container name -> the Targets it stores encoded.
         files: folder name -> weight files; "" for a single container.
         notes: what the user should know about it.
+        rates: name on disk -> bits per weight, where a budget was shared out.
     """
 
     recipe: Recipe
@@ -49,6 +51,7 @@ class Job:
     specs: dict[str, Spec]
     files: dict[str, WeightFiles]
     notes: tuple[str, ...] = ()
+    rates: dict[str, float] = field(default_factory=dict)
 
     @property
     def needs_statistics(self) -> bool:
@@ -109,7 +112,7 @@ class PlanResult:
 
 def prepare(recipe: Recipe, checkpoint: Checkpoint) -> Job:
     """Bind a recipe to a model. Raises InputError for everything that can be known to fail."""
-    chosen = _choose(recipe.stages, checkpoint.targets, checkpoint.folder.name)
+    chosen = _choose(recipe.stages, checkpoint.targets, checkpoint.folder.name, recipe.size is not None)
     containers: dict[str, Container] = {name: CONTAINERS.get(name)() for name in recipe.formats}
     specs = {}
     notes = checkpoint.notes
@@ -153,6 +156,15 @@ def target_bits(container: Container, specs: Sequence[Spec]) -> float:
     """Stored bits of the Targets, params and padding included, per element."""
     stored = sum(nbytes(*shape) for s in specs for shape in container.layout(s).values())
     return 8 * stored / max(sum(s.target.numel for s in specs), 1)
+
+
+def kept_bytes(job: Job) -> int:
+    """About how many bytes the tensors take that no stage compresses."""
+    entries = [
+        e for name, e in job.checkpoint.entries.items() if name in job.checkpoint.stored and name not in job.specs
+    ]
+    coded = any(container.coded for container in job.containers.values())
+    return int(sum(e.nbytes for e in entries) * (CODED_SHARE if coded else 1))
 
 
 def peak_ram(job: Job) -> int:
@@ -215,11 +227,13 @@ def _walk_ram(job: Job, checkpoint: Checkpoint) -> int:
     return (block + sizes[None] - unused) * width + solving + 2 * waiting + 2 * per_pass + WALKING
 
 
-def _choose(stages: Sequence[Stage], targets: Sequence[Target], where: str) -> dict[str, tuple[int, Target]]:
+def _choose(
+    stages: Sequence[Stage], targets: Sequence[Target], where: str, everything: bool = False
+) -> dict[str, tuple[int, Target]]:
     """Name on disk -> (stage, Target), each Target in one stage."""
     chosen: dict[str, tuple[int, Target]] = {}
     for index, stage in enumerate(stages):
-        for target in _selected(stage, targets):
+        for target in _selected(stage, targets, everything):
             if target.tensor in chosen:
                 raise UsageError(
                     f"{target.name} is targeted by stages {chosen[target.tensor][0]} and {index}",
@@ -253,20 +267,24 @@ def _finite(
     return {name: choice for name, choice in chosen.items() if name not in bad}, tuple(notes)
 
 
-def _selected(stage: Stage, targets: Sequence[Target]) -> list[Target]:
+def _selected(stage: Stage, targets: Sequence[Target], everything: bool) -> list[Target]:
     for pattern in (*stage.targets, *stage.ignore):
         if not any(matches(t, pattern) for t in targets):
             names = [t.name for t in targets]
             raise UsageError(
                 f"no matrix is named {pattern!r}", where=f"stage {stage.name}", fix=suggest(pattern, names[:8])
             )
-    picked = [t for t in targets if any(matches(t, p) for p in stage.targets)] if stage.targets else _default(targets)
+    picked = (
+        [t for t in targets if any(matches(t, p) for p in stage.targets)]
+        if stage.targets
+        else _default(targets, everything)
+    )
     return [t for t in picked if not any(matches(t, p) for p in stage.ignore)]
 
 
-def _default(targets: Sequence[Target]) -> list[Target]:
-    """All matrices of the blocks; embeddings, heads and poolers only when asked for."""
-    return [t for t in targets if t.block is not None and t.kind != "embedding"]
+def _default(targets: Sequence[Target], everything: bool) -> list[Target]:
+    """All matrices of the blocks; embeddings, heads and poolers only when asked for, or where a size is to be met."""
+    return list(targets) if everything else [t for t in targets if t.block is not None and t.kind != "embedding"]
 
 
 def matches(target: Target, pattern: str) -> bool:

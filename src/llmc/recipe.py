@@ -125,6 +125,8 @@ class Recipe:
         calibration: its `source` may be `tiny:calibration`: see `resolve_text`. Its seed is the recipe's unless given.
         max_memory: bytes.
         allow_nonfinite: keep tensors with NaN or Inf as they are.
+        size: bytes that all weight files together may have; stages that share a budget get their rates from it.
+        max_kl: nats per token, at the upper end of the interval, on calibration text that no statistic saw.
         gates: see `llmc.gates`.
     """
 
@@ -139,6 +141,8 @@ class Recipe:
     compute_dtype: str = option("float32", "type of the arithmetic", choices=DTYPES)
     max_memory: int | None = field(default=None, metadata={"parse": parse_bytes})
     allow_nonfinite: bool = False
+    size: int | None = field(default=None, metadata={"parse": parse_bytes})
+    max_kl: float | None = option(None, "most KL divergence, upper end of its interval", least=1e-6, most=10.0)
     eval: EvalOptions | None = None
     gates: tuple[str, ...] = field(default=(), metadata={"check": check_gate})
     push: PushOptions | None = None
@@ -184,23 +188,40 @@ def from_options(
     max_memory: int | str | None = None,
     revision: str | None = None,
     allow_nonfinite: bool | None = None,
+    bits_per_weight: float | None = None,
+    size: int | str | None = None,
+    max_kl: float | None = None,
 ) -> Recipe:
     """The recipe of a one-stage job. None leaves a field at its own default.
 
     Args:
-        method: if None, gptq where there is calibration text, else rtn.
+        method: if None, trellis where a budget is given, gptq where there is calibration text, else rtn.
         group_size: a number, or `channel`.
         options: further fields of the method; texts are read as on the command line.
         max_memory: bytes, or a text like `8GiB`.
+        bits_per_weight, size, max_kl: a budget: of the targeted matrices, of all weight files, or of quality.
 
     Raises:
         UsageError: naming the option of the command line.
     """
-    name = method or ("rtn" if calibration is None else "gptq")
-    flags = {"bits": bits, "group_size": group_size, "symmetric": symmetric, "act_order": act_order}
-    text = {"source": calibration, "num_samples": num_samples, "sequence_length": sequence_length}
-    rest = {"seed": seed, "formats": formats, "device": device, "compute_dtype": compute_dtype}
-    rest |= {"max_memory": max_memory, "revision": revision, "allow_nonfinite": allow_nonfinite}
+    budget = any(each is not None for each in (bits_per_weight, size, max_kl))
+    name = method or ("trellis" if budget else "rtn" if calibration is None else "gptq")
+    flags = {
+        "bits": bits,
+        "bits_per_weight": bits_per_weight,
+        "group_size": group_size,
+        "symmetric": symmetric,
+        "act_order": act_order,
+    }
+    text: dict[str, Any] = {"source": calibration, "num_samples": num_samples, "sequence_length": sequence_length}
+    rest: dict[str, Any] = {"seed": seed, "formats": formats, "device": device, "compute_dtype": compute_dtype}
+    rest |= {
+        "size": size,
+        "max_kl": max_kl,
+        "max_memory": max_memory,
+        "revision": revision,
+        "allow_nonfinite": allow_nonfinite,
+    }
     try:
         stage = {"method": Node(name, "--method"), **_nodes({"targets": targets, "ignore": ignore})}
         stage |= _method_nodes(name, flags, options or {})
@@ -269,8 +290,24 @@ def _read(tree: Node) -> Recipe:
             node = parts["stages"].value[index].value["method"]
             fix = "add `calibration: {source: FILE_OR_DATASET}`, or give --set calibration.source=FILE_OR_DATASET"
             raise RecipeError("needs calibration text", where=_stage_place(index, stage.name).at(node), fix=fix)
+    _check_budget(recipe, parts)
     _check_gates(recipe, parts)
     return recipe
+
+
+def _check_budget(recipe: Recipe, parts: Mapping[str, Node]) -> None:
+    """Refuse a budget that nothing follows, or more than one."""
+    given = [key for key in ("size", "max_kl") if parts.get(key) is not None and getattr(recipe, key) is not None]
+    if not given:
+        return
+    where = parts[given[0]].where
+    if len(given) > 1:
+        raise RecipeError("two budgets are given", where=where, fix=f"leave out {parts[given[1]].where}")
+    if not any(hasattr(stage.method, "bits_per_weight") for stage in recipe.stages):
+        names = ", ".join(stage.name for stage in recipe.stages)
+        raise RecipeError(f"{names} has a size that its options give", where=where, fix="use method trellis")
+    if given == ["size"] and recipe.formats != ("llmc",):
+        raise RecipeError(f"{', '.join(recipe.formats)} does not follow it", where=where, fix="use format llmc alone")
 
 
 def _check_gates(recipe: Recipe, parts: Mapping[str, Node]) -> None:

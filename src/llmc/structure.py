@@ -96,6 +96,7 @@ class Context:
         workers: how many threads may work at once; results never depend on it.
         scale_dtypes: names of the dtypes in which scales have to be exact.
         parts: row counts of the Targets stacked in this call; per-Target figures are then noted as lists in this order.
+        rates: bits per weight that each of the Targets of this call may take, where a budget was shared out.
         notes: facts for the report, filled by `note`.
     """
 
@@ -104,6 +105,7 @@ class Context:
     workers: int = 1
     scale_dtypes: tuple[str, ...] = ("float32",)
     parts: tuple[int, ...] = ()
+    rates: tuple[float, ...] = ()
     notes: dict[str, Any] = field(default_factory=dict)
 
     def note(self, key: str, value: Any) -> None:

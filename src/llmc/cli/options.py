@@ -34,6 +34,19 @@ class Job:
 
     method: Annotated[str | None, Option("--method", metavar="NAME", help="rtn, gptq, ...: see `llmc methods`.")] = None
     bits: Annotated[int | None, Option("--bits", metavar="N", help="Width of one code.")] = None
+    bits_per_weight: Annotated[
+        float | None,
+        Option("--bits-per-weight", metavar="B", help="trellis: stored bits per weight, everything counted."),
+    ] = None
+    size: Annotated[
+        str | None, Option("--size", metavar="SIZE", help="trellis: most bytes of all weight files: 4GiB, 500MB.")
+    ] = None
+    max_kl: Annotated[
+        float | None,
+        Option(
+            "--max-kl", metavar="KL", help="trellis: most KL divergence to the original, at its interval's upper end."
+        ),
+    ] = None
     group_size: Annotated[
         str | None, Option("--group-size", metavar="N", help="Input columns that share a scale; `channel` for all.")
     ] = None
@@ -60,7 +73,7 @@ class Job:
         Option(
             "--format",
             metavar="F",
-            help="compressed-tensors, gptq, bitsandbytes or dense; repeatable, then OUT holds one folder for each.",
+            help="compressed-tensors, gptq, bitsandbytes, llmc, dense; repeatable, then OUT holds one folder for each.",
         ),
     ] = None
     device: Device = None

@@ -47,6 +47,9 @@ class Trellis:
     column_steps: float = option(0.75, "how far steps of columns follow what their errors cost", least=0.0, most=1.0)
     tradeoff: float = option(0.45, "price of a bit, in squares of half a step", least=0.0, most=4.0)
     classes: bool = option(True, "probability tables by class of row and column, where that pays")
+    rates: str = option(
+        "sensitivity", "bits by what errors cost the model (a second run), or equal", choices=("sensitivity", "equal")
+    )
     slab: int = option(128, "columns updated at once", least=16, most=4096)
     propagate: str = option(
         "quantized", "outputs of earlier blocks that later ones are calibrated on", choices=("quantized", "original")
@@ -121,33 +124,52 @@ class _Search:
         self.order = row_order(row)
         self.W, self.row_class = W[self.order], row[self.order]
         spread = 0.5 * torch.log2(scaled.mean(0).clamp(min=1e-30)).mean()
-        step = 2.0 ** (float(spread) + 2.05 - method.bits_per_weight)
+        self.wanted = context.rates[0] if context.rates else method.bits_per_weight
+        step = 2.0 ** (float(spread) + 2.05 - self.wanted)
         least = float((W.abs().amax(0) / grid.steps).max()) / (MOST_CODE // 2 - 64)
         self.least = max(least, 1e-30)
         self.grid = replace(grid, step=_float32(max(step, self.least)), column_class=column)
         self.rate = self._first_rates()
 
     def best(self) -> Encoded:
-        return self._settle()
-
-    def _settle(self) -> Encoded:
+        """The matrix in at most the bytes asked for, and at least `1 - TOLERANCE` of them."""
         rows = self.W.shape[0]
         some = torch.arange(0, rows, max(1, min(PART, rows // LEAST_ROWS)))
-        target = self.method.bits_per_weight
         for _ in range(ROUNDS):
             found = self._run(some)
-            bits = self._bits(found, len(some))
             self._learn(found)
-            self.grid = replace(self.grid, step=_float32(self.grid.step * 2.0 ** (bits - target)))
-        found = self._run(torch.arange(rows))
-        self.context.note("bits", self._bits(found, rows))
-        energy = self.problem.energy(self.W)
-        relative_error(found.error, energy, self.context)
-        codes = torch.empty_like(found.codes)
-        codes[self.order] = found.codes
-        row_class = torch.empty_like(self.row_class)
-        row_class[self.order] = self.row_class
-        return encoded(self.grid, codes, row_class, self.dtype)
+            self._change(self._bits(found, len(some)) - self.wanted)
+        return self._exactly(torch.arange(rows))
+
+    def _exactly(self, rows: torch.Tensor) -> Encoded:
+        """Passes over all rows until the bytes are right."""
+        best: tuple[float, Encoded, torch.Tensor] | None = None
+        for attempt in range(TRIES):
+            found = self._run(rows)
+            matrix = self._natural(found.codes)
+            bits = 8 * trellis_kernel.pack(matrix, threads=self.context.workers).size / self.W.numel()
+            if bits <= self.wanted and (best is None or bits > best[0]):
+                best = bits, matrix, found.error
+            if self.wanted * (1 - TOLERANCE) <= bits <= self.wanted or (best and attempt >= TRIES - 1):
+                break
+            if self.grid.step <= self.least and bits < self.wanted:
+                break
+            self._change(bits - self.wanted * (1 - TOLERANCE / 2))
+        if best is None:
+            best = bits, matrix, found.error
+            self.context.note("over_budget", round(bits - self.wanted, 4))
+        relative_error(best[2], self.problem.energy(self.W), self.context)
+        return best[1]
+
+    def _change(self, excess: float) -> None:
+        """Another step, for so many bits per weight less."""
+        step = self.grid.step * 2.0 ** max(-4.0, min(4.0, excess))
+        self.grid = replace(self.grid, step=_float32(max(step, self.least)))
+
+    def _natural(self, codes: torch.Tensor) -> Encoded:
+        """The matrix of codes [rows, columns] whose rows are in the order of the trellis."""
+        place = torch.empty_like(self.order).index_copy_(0, self.order, torch.arange(len(self.order)))
+        return encoded(self.grid, codes[place], self.row_class[place], self.dtype)
 
     def _run(self, rows: torch.Tensor) -> _Pass:
         """Quantize these rows (positions in the order of the trellis)."""

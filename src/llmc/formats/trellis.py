@@ -11,10 +11,11 @@ Codes are `n = 2 * level + parity`: a weight is worth n / 2 steps, moved a littl
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 
-from llmc.formats.encoded import Encoded, Params, Plane
+from llmc.formats.encoded import Encoded, Grid, Params, Plane
 
 # States -> (bits of the state, mask of the bits whose sum is the parity, mask of those that flip the branch).
 # 4 and 8: ARCHITECTURE of the codes of Ungerboeck 1982 for amplitudes, read backwards; 16 to 64 likewise.
@@ -98,7 +99,7 @@ def encoded(grid: FittedTrellis, codes: torch.Tensor, row_class: torch.Tensor, d
     """A matrix from codes int16 [rows, columns] and the class uint8 [rows] of each row."""
     rows, columns = codes.shape
     planes = {"codes": Plane(codes, grid.alphabet)}
-    return Encoded(grid, planes, {"row_class": row_class.view(-1, 1)}, (rows, columns), dtype)
+    return Encoded(cast("Grid", grid), planes, {"row_class": row_class.view(-1, 1)}, (rows, columns), dtype)
 
 
 def row_order(row_class: torch.Tensor) -> torch.Tensor:
