@@ -17,17 +17,19 @@ import numpy as np
 import torch
 
 from llmc.errors import InputError
-from llmc.formats import bitmaps, planes, rans
+from llmc.formats import bitmaps, packed_codes, planes, rans
+from llmc.formats.packed_codes import Cut
 from llmc.formats.planes import Split
 from llmc.formats.rans import Bytes, as_bytes
 
 MAGIC = b"lLT1"
-RAW, CONSTANT, SAME, PLANES, BYTES, PIECES = range(6)
-KINDS = ("raw", "constant", "same", "planes", "bytes", "pieces")
+RAW, CONSTANT, SAME, PLANES, BYTES, PIECES, CODES = range(7)
+KINDS = ("raw", "constant", "same", "planes", "bytes", "pieces", "codes")
 RANS, BITMAPS = range(2)  # how the streams of PLANES are coded
 CODERS = ("rans", "bitmaps")
 NO_AXIS, ROWS, COLUMNS = range(3)
 AXES = ("", "rows", "columns")
+CODE_AXES = ("", "lines", "places")
 LIMIT = 1 << 40
 """Most bytes that a tensor may claim."""
 DIMENSIONS = 64
@@ -55,15 +57,17 @@ class Head:
     """What comes before the parts of a coded tensor.
 
     Attributes:
-        kind: RAW, CONSTANT, SAME, PLANES or BYTES.
+        kind: one of KINDS, by its number.
         dtype, shape: of the tensor, dtype by torch's name.
         held: dtype that its values were coded in: `dtype`, or a narrower one that holds them all.
         split: PLANES: how numbers were cut.
         coder: PLANES: of the streams: RANS or BITMAPS.
-        axis: PLANES: what was put into groups that have tables of their own: NO_AXIS, ROWS or COLUMNS.
-        groups: PLANES: how many, 1 with NO_AXIS.
+        axis: PLANES: what was put into groups that have tables of their own: NO_AXIS, ROWS or COLUMNS; CODES: see
+            `packed_codes`.
+        groups: PLANES and CODES: how many, 1 with NO_AXIS.
         coded: BYTES: for each byte of an element, whether it is a stream.
         pieces: PIECES: how many coded tensors of one dimension stand one after the other.
+        cut: CODES: how codes lie in the integers.
         lengths, sums: bytes of the parts, and the CRC-32C of those that have no sums of their own (0 for the others).
         size: bytes of the head.
     """
@@ -78,6 +82,7 @@ class Head:
     groups: int = 1
     coded: tuple[bool, ...] = ()
     pieces: int = 0
+    cut: Cut | None = None
     lengths: tuple[int, ...] = ()
     sums: tuple[int, ...] = ()
     size: int = 0
@@ -102,7 +107,13 @@ class Head:
         """In words: `bfloat16 in planes 8 + 8`."""
         what = f"{self.dtype}{'' if self.held == self.dtype else f' as {self.held}'}, {KINDS[self.kind]}"
         fields = f" {self.split.coded} of {8 * self.split.bytes} bits" if self.split else ""
-        return what + fields + (f", {self.groups} groups of {AXES[self.axis]}" if self.axis else "")
+        fields = f" of {self.cut.bits} bits" if self.cut else fields
+        return what + fields + (f", {self.groups} groups of {self.members}" if self.axis else "")
+
+    @property
+    def members(self) -> str:
+        """What the groups are of."""
+        return (CODE_AXES if self.kind == CODES else AXES)[self.axis]
 
     @property
     def streams(self) -> tuple[bool, ...]:
@@ -111,6 +122,8 @@ class Head:
             return self.coded
         if self.kind == PIECES:
             return (True,) * self.pieces
+        if self.kind == CODES:
+            return (True,) * (1 if self.axis == NO_AXIS else 2)
         if self.kind != PLANES or self.split is None:
             return (False,)
         return ((True,) if self.axis else ()) + (True, False) * self.groups
@@ -126,6 +139,9 @@ def pack_head(head: Head) -> bytes:
         data += bytes(head.coded)
     if head.kind == PIECES:
         data += _varint(head.pieces)
+    if head.kind == CODES and head.cut is not None:
+        data += bytes((head.cut.bits, head.cut.along, head.axis, head.groups))
+        data += _varint(head.cut.width) + _varint(head.cut.count)
     data += b"".join(map(_varint, head.lengths))
     data += b"".join(struct.pack("<I", crc) for crc, stream in zip(head.sums, head.streams, strict=True) if not stream)
     return data + struct.pack("<I", rans.crc32c(data))
@@ -183,6 +199,8 @@ def decode_into(buffer: Bytes, head: Head, out: Bytes, *, threads: int = 1, path
         _decode_bytes(parts, head, out, threads, path)
     elif head.kind == PIECES:
         _decode_pieces(parts, head, out, threads, path)
+    elif head.cut is not None:
+        packed_codes.decode(parts, head.cut, head.axis, head.groups, SIZES[head.dtype], out, threads)
     elif head.held != head.dtype:
         narrow = np.empty(head.n * SIZES[head.held], np.uint8)
         _decode_planes(parts, head, narrow, threads, path)
@@ -262,6 +280,8 @@ def _parse(cursor: _Cursor) -> tuple[Head, int]:
         described = {"pieces": cursor.number()}
         if not 1 <= described["pieces"] <= MOST_PIECES:
             raise InputError(f"a coded tensor of {described['pieces']} pieces")
+    elif kind == CODES:
+        described = _parse_codes(cursor, head)
     head = replace(head, **described)
     lengths = tuple(cursor.number() for _ in head.streams)
     sums = tuple(0 if stream else cursor.take("I")[0] for stream in head.streams)
@@ -278,9 +298,21 @@ def _parse_planes(cursor: _Cursor, head: Head) -> dict[str, Any]:
         raise InputError(f"a coded tensor with the unknown coder {coder}")
     if size > 4 or not 1 <= coded <= min(8 if coder == BITMAPS else 15, 8 * size) or sign_after >= 8 * size:
         raise InputError(f"a coded tensor that codes {coded} of {8 * size} bits, the sign below {sign_after}")
+    _check_groups(axis, groups)
+    return {"split": Split(size, sign_after, coded), "coder": coder, "axis": axis, "groups": groups}
+
+
+def _parse_codes(cursor: _Cursor, head: Head) -> dict[str, Any]:
+    bits, along, axis, groups = cursor.take("4B")
+    _check_groups(axis, groups)
+    cut = Cut(bits, along, cursor.number(), cursor.number())
+    cut.check(head.n, SIZES[head.dtype])
+    return {"cut": cut, "axis": axis, "groups": groups}
+
+
+def _check_groups(axis: int, groups: int) -> None:
     if axis >= len(AXES) or not 1 <= groups <= GROUPS or (axis == NO_AXIS and groups != 1):
         raise InputError(f"a coded tensor of {groups} groups along axis {axis}")
-    return {"split": Split(size, sign_after, coded), "coder": coder, "axis": axis, "groups": groups}
 
 
 def _check_lengths(head: Head) -> None:
