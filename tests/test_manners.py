@@ -23,8 +23,8 @@ LAYERS = tuple(
         "calibration formats",
         "compressors",
         "recipe recipe_paths recipe_yaml schema gates",
-        "coded_files checkpoint skeleton packed decoding activations artifact encoding layout manifest sidecar card hf "
-        "runtime",
+        "coded_files checkpoint skeleton packed stored originals decoding activations artifact encoding layout "
+        "manifest sidecar card hf runtime",
         "planning walk eval hub loading lossless_folder lossless_writing lossless_verification decompressing "
         "inspection verification exporting",
         "pipeline execution finishing controls comparing reporting",

@@ -7,10 +7,10 @@ the name of the tensor that it holds. The name of the file keeps loaders away th
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 
@@ -46,6 +46,14 @@ def is_coded(path: Path) -> bool:
     return path.name.endswith(SUFFIX)
 
 
+def held_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """config.json as it was before its folder was coded, as far as quantization goes; any other as it is."""
+    own = config.get("quantization_config")
+    if not isinstance(own, dict) or own.get("quant_method") != "llmc":
+        return dict(config)
+    return {**config, "quantization_config": own.get("original") or {}}
+
+
 class CodedTensors:
     """The coded tensors of a folder or of one file.
 
@@ -73,6 +81,10 @@ class CodedTensors:
     def load(self, name: str, *, threads: int = 1) -> torch.Tensor:
         """The tensor `name`, decoded. Raises CheckpointError when it is damaged, MemoryLimitError without room."""
         return self.decode(name, self._stored(name), threads=threads)
+
+    def read(self, entry: TensorEntry) -> torch.Tensor:
+        """The tensor of one of `dense_entries`. Raises as `load`."""
+        return self.load(entry.name, threads=cores())
 
     def hold(self) -> int:
         """Read all stored bytes into memory, where they stay; how many they are."""

@@ -12,6 +12,7 @@ import torch
 from llmc.artifact import Artifact, Folder, Unit, check_apart, check_out, raw_bytes
 from llmc.card import model_card
 from llmc.checkpoint import Checkpoint
+from llmc.decompressing import decompress
 from llmc.encoding import store
 from llmc.errors import InputError, UnsupportedError
 from llmc.formats import CONTAINERS
@@ -59,6 +60,8 @@ def export(
 ) -> Exported:
     """Write an encoded model into another container, with the same codes and scales.
 
+    A folder whose tensors are coded without loss gives the files that were coded back, where they are of that format.
+
     Args:
         folder: an artifact, or an encoded folder that another tool wrote.
         format: a container; `dense` decodes to the plain model.
@@ -71,10 +74,14 @@ def export(
     check_apart(out, source)
     check_out(out, force)
     checkpoint = Checkpoint(source, encoded=True)
-    if checkpoint.coded is not None:
-        raise InputError("its tensors are coded without loss", where=source.name, fix="llmc decompress gives them back")
     if not checkpoint.packed:
+        if checkpoint.coded is not None:
+            fix = "llmc decompress gives them back"
+            raise InputError("its tensors are coded without loss", where=source.name, fix=fix)
         raise InputError("no encoded matrix in it", where=source.name, fix="export starts from a quantized folder")
+    if checkpoint.coded is not None and {p.container for p in checkpoint.packed.values()} == {format}:
+        plain = decompress(source, out, force=force, progress=progress)
+        return Exported(out, format, plain.weight_bytes, len(checkpoint.packed))
     specs = _specs(checkpoint, container)
     facts = model_facts(checkpoint, specs)
     for refusal in container.refusals(list(specs.values()), facts):

@@ -21,12 +21,12 @@ from llmc.safetensors_header import TensorEntry
 from llmc.structure import Progress
 
 
-def check_values(path: Path, manifest: dict[str, Any], progress: Progress) -> tuple[list[str], int, int]:
-    """Problems, and how many tensors were compared as stored and as decoded."""
+def check_values(path: Path, manifest: dict[str, Any], progress: Progress) -> tuple[list[str], int]:
+    """Problems, and how many tensors were compared, as stored and as decoded."""
     try:
         coded = CodedTensors(path)
     except InputError as error:
-        return [str(error)], 0, 0
+        return [str(error)], 0
     recorded = manifest.get("tensors", {})
     problems = [f"tensor {name} is {word}" for name, word in _differing(coded.entries, recorded, "not recorded")]
     names = [name for name in coded.entries if name in recorded]
@@ -35,7 +35,7 @@ def check_values(path: Path, manifest: dict[str, Any], progress: Progress) -> tu
         problems += _check(coded, name, stored, recorded[name])
         done += coded.entries[name].nbytes / 1e6
         progress("decode MB", done, total)
-    return problems, len(coded.entries), len(names)
+    return problems, len(names)
 
 
 def check_against(path: Path, original: Path, manifest: dict[str, Any]) -> list[str]:

@@ -11,6 +11,7 @@ from typing import Any
 from llmc.formats.container import Container, Facts, Spec
 from llmc.formats.kernel_folder import kernel_files
 from llmc.manifest import MANIFEST, SUMS, dump_json
+from llmc.originals import ARCHIVE
 from llmc.safetensors_file import is_regular
 
 CARRIED = (
@@ -55,7 +56,7 @@ def carried_files(folder: Path) -> list[Path]:
 
 def plain_files(folder: Path) -> list[Path]:
     """All files of a folder that are neither weights, nor code, nor hidden, nor llmc's own record of it."""
-    own = (MANIFEST, SUMS)
+    own = (MANIFEST, SUMS, ARCHIVE)
     weights = (*NEVER, "*.safetensors.index.json", "*.ckpt", "*.h5", "*.msgpack", "*.onnx", "*.npz")
     index = "model.safetensors.index.json"
     return [

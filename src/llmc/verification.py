@@ -24,8 +24,8 @@ from llmc.errors import InputError, LlmcError, VerifyError, printable
 from llmc.hub import resolve_model
 from llmc.loading import located
 from llmc.manifest import MANIFEST, SUMS, digest_file, dump_json, field_digests, malformed, salvaged
-from llmc.packed import find_packed
-from llmc.safetensors_file import TensorEntry, load, read_file, read_folder
+from llmc.safetensors_file import TensorEntry, load, read_file
+from llmc.stored import Stored, stored
 from llmc.structure import Progress, Table, silent
 
 TOLERANCE_DB = 1e-3
@@ -34,7 +34,13 @@ DECODED = "matrices decoded by the reference kernel to the recorded values"
 
 @dataclass(frozen=True)
 class Verification:
-    """The outcome: `problems` is empty when everything is as recorded."""
+    """The outcome: `problems` is empty when everything is as recorded.
+
+    Attributes:
+        decoded: tensors of a lossless folder, matrices of any other, that decode to what is recorded.
+        matrices: encoded matrices that do.
+        measured: against the original, errors were measured again; otherwise bits were compared.
+    """
 
     name: str
     files: int
@@ -42,7 +48,9 @@ class Verification:
     decoded: int
     against: str | None
     problems: tuple[str, ...]
+    matrices: int = 0
     lossless: bool = False
+    measured: bool = True
 
     @property
     def ok(self) -> bool:
@@ -64,6 +72,7 @@ class Verification:
             "files": self.files,
             "tensors": self.tensors,
             "decoded": self.decoded,
+            "matrices": self.matrices,
             "against": self.against,
             "problems": list(self.problems),
         }
@@ -72,10 +81,12 @@ class Verification:
         if self.problems:
             return [Table(f"{self.name}: differs", ("problem",), tuple((p,) for p in self.problems))]
         rows = [("files as sealed", str(self.files)), ("tensors as recorded", str(self.tensors))]
-        how = "tensors decoded to the recorded bits" if self.lossless else DECODED
-        rows.append((how, str(self.decoded)))
+        if self.lossless:
+            rows.append(("tensors decoded to the recorded bits", str(self.decoded)))
+        if self.matrices or not self.lossless:
+            rows.append((DECODED, str(self.matrices)))
         if self.against:
-            rows.append(("same bits as" if self.lossless else "errors reproduced against", self.against))
+            rows.append(("errors reproduced against" if self.measured else "same bits as", self.against))
         return [Table(f"{self.name}: verified", ("checked", "count"), tuple(rows))]
 
 
@@ -85,7 +96,8 @@ def verify(folder: str | Path, against: str | Path | None = None, *, progress: P
     Args:
         folder: the artifact.
         against: the original model: the reported errors are measured again and the other tensors compared; of a
-            lossless folder all tensors are compared.
+            lossless folder all tensors are compared, unless it holds encoded matrices and this is the model that
+            they were made from.
 
     Raises:
         InputError: the folder is no artifact of llmc.
@@ -99,16 +111,25 @@ def verify(folder: str | Path, against: str | Path | None = None, *, progress: P
     problems += [f"{MANIFEST}: {what}" for what in wrong]
     for name in damaged:
         problems += _explain(path, name, manifest)
-    tensors, decoded = 0, 0
+    tensors, matrices = 0, 0
     if not problems:
-        problems, tensors, decoded = _check_values(path, manifest, report)
+        problems, tensors, matrices = _check_values(path, manifest, report)
+    measured = against is None or not is_coded(path) or _made_from(located(against), manifest)
     if not problems and against is not None:
-        check = lossless_verification.check_against if is_coded(path) else _check_against
+        check = _check_against if measured else lossless_verification.check_against
         problems = check(path, located(against), manifest)
     original = None if against is None else Path(against).name
     lines = tuple(dict.fromkeys(map(printable, problems)))
     count = len(manifest.get("files", {}))
-    return Verification(path.name, count, tensors, decoded, original, lines, is_coded(path))
+    decoded = tensors if is_coded(path) else matrices
+    return Verification(path.name, count, tensors, decoded, original, lines, matrices, is_coded(path), measured)
+
+
+def _made_from(original: Path, manifest: dict[str, Any]) -> bool:
+    """Whether a coded folder holds matrices that were encoded, and `original` is a model that was not."""
+    if not manifest.get("targets") or not (original / "config.json").is_file():
+        return False
+    return "quantization_config" not in read_config(original)
 
 
 def require_verified(folder: Path) -> None:
@@ -255,19 +276,23 @@ def _check_values(path: Path, manifest: dict[str, Any], progress: Progress) -> t
 
     Returns the problems, and how many tensors and how many Targets were compared.
     """
+    rows = manifest.get("targets", [])
+    problems: list[str] = []
+    tensors = 0
     if is_coded(path):
-        return lossless_verification.check_values(path, manifest, progress)
+        problems, tensors = lossless_verification.check_values(path, manifest, progress)
+    if is_coded(path) and (problems or not rows):
+        return problems, tensors, 0
     try:
-        entries = read_folder(path)
-        packed = find_packed(entries, read_config(path))
+        held = stored(path, read_config(path))
     except InputError as error:
         return [str(error)], 0, 0
-    problems = _damaged_tensors(entries, manifest.get("tensors", {}))
-    rows = manifest.get("targets", [])
+    if not held.coded:
+        problems, tensors = _damaged_tensors(held.entries, manifest.get("tensors", {})), len(held.entries)
     for done, row in enumerate(rows):
         progress("decode", done, len(rows))
         try:
-            values = _decoded(row, entries, packed)
+            values = _decoded(row, held)
         except KeyError:
             problems.append(f"target {row['target']}: {row['tensor']} is not stored")
             continue
@@ -276,26 +301,24 @@ def _check_values(path: Path, manifest: dict[str, Any], progress: Progress) -> t
             continue
         if hashlib.sha256(raw_bytes(values)).hexdigest() != row["decoded"]:
             problems.append(f"target {row['target']}: decodes to other values than recorded")
-    return problems, len(entries), len(rows)
+    return problems, tensors, len(rows)
 
 
-def _decoded(row: dict[str, Any], entries: dict[str, TensorEntry], packed: dict[str, Any]) -> torch.Tensor:
-    if row["target"] in packed:
-        values: torch.Tensor = packed[row["target"]].decode()
-        return values
-    stored = load(entries[row["tensor"]])
-    return stored.t().contiguous() if row["transposed"] else stored
+def _decoded(row: dict[str, Any], held: Stored) -> torch.Tensor:
+    if row["target"] in held.packed:
+        return held.packed[row["target"]].decode()
+    tensor = held.read(held.entries[row["tensor"]])
+    return tensor.t().contiguous() if row["transposed"] else tensor
 
 
 def _check_against(path: Path, original: Path, manifest: dict[str, Any]) -> list[str]:
     """Measure the errors again from the original weights, and compare the tensors that were kept."""
     checkpoint = Checkpoint(original)
     targets = {t.tensor: t for t in checkpoint.targets}
-    entries = read_folder(path)
-    packed = find_packed(entries, read_config(path))
+    held = stored(path, read_config(path))
     problems = []
     for row in manifest.get("targets", []):
-        target, decoded = targets.get(row["tensor"]), _decoded(row, entries, packed)
+        target, decoded = targets.get(row["tensor"]), _decoded(row, held)
         if target is None or target.shape != tuple(decoded.shape):
             problems.append(f"target {row['target']}: not in {original.name}, or of another shape there")
             continue
@@ -304,10 +327,14 @@ def _check_against(path: Path, original: Path, manifest: dict[str, Any]) -> list
             problems.append(f"target {row['target']}: SNR {snr} dB, reported {row['snr_db']}")
     encoded = {row["tensor"] for row in manifest.get("targets", [])}
     for name in checkpoint.stored:
-        same = name in encoded or (name in entries and _digest(entries[name]) == _digest(checkpoint.entries[name]))
+        same = name in encoded or (name in held.entries and _same(held, name, checkpoint))
         if not same:
             problems.append(f"tensor {name}: differs from {original.name}")
     return problems
+
+
+def _same(held: Stored, name: str, checkpoint: Checkpoint) -> bool:
+    return raw_bytes(held.read(held.entries[name])) == raw_bytes(checkpoint.tensor(name))
 
 
 def signal_to_noise(original: torch.Tensor, decoded: torch.Tensor) -> float | None:
