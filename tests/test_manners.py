@@ -27,7 +27,7 @@ LAYERS = tuple(
         "manifest sidecar card hf runtime",
         "planning walk eval hub loading lossless_folder lossless_writing lossless_verification decompressing "
         "inspection verification exporting",
-        "pipeline execution finishing controls comparing reporting",
+        "pipeline execution finishing entropy controls comparing reporting",
         "cli __main__",
     )
 )

@@ -74,14 +74,14 @@ def export(
     check_apart(out, source)
     check_out(out, force)
     checkpoint = Checkpoint(source, encoded=True)
+    if checkpoint.coded is not None and format in _held(checkpoint):
+        plain = decompress(source, out, force=force, progress=progress)
+        return Exported(out, format, plain.weight_bytes, len(checkpoint.packed))
     if not checkpoint.packed:
         if checkpoint.coded is not None:
             fix = "llmc decompress gives them back"
             raise InputError("its tensors are coded without loss", where=source.name, fix=fix)
         raise InputError("no encoded matrix in it", where=source.name, fix="export starts from a quantized folder")
-    if checkpoint.coded is not None and {p.container for p in checkpoint.packed.values()} == {format}:
-        plain = decompress(source, out, force=force, progress=progress)
-        return Exported(out, format, plain.weight_bytes, len(checkpoint.packed))
     specs = _specs(checkpoint, container)
     facts = model_facts(checkpoint, specs)
     for refusal in container.refusals(list(specs.values()), facts):
@@ -99,6 +99,13 @@ def export(
     finally:
         artifact.abandon()
     return Exported(out, format, files.total, len(specs))
+
+
+def _held(checkpoint: Checkpoint) -> set[str]:
+    """The container whose files were coded, when they are of one."""
+    found = {p.container for p in checkpoint.packed.values()}
+    named = (read_manifest(checkpoint.folder) or {}).get("holds")
+    return {str(named)} if named is not None and not found else found if len(found) == 1 else set()
 
 
 def _specs(checkpoint: Checkpoint, container: Container) -> dict[str, Spec]:

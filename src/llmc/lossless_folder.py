@@ -89,9 +89,15 @@ def excess(rows: Sequence[dict[str, Any]]) -> float | None:
 
 
 def seal(
-    source: Path, place: Folder, files: Sequence[SafetensorsFile], units: Sequence[Unit], how: dict[str, Any], out: Path
+    source: Path,
+    place: Folder,
+    files: Sequence[SafetensorsFile],
+    units: Sequence[Unit],
+    how: dict[str, Any],
+    out: Path,
+    title: str,
 ) -> Lossless:
-    """Write all that belongs beside the weights, the manifest last."""
+    """Write all that belongs beside the weights, the manifest last. `title` is what the card calls it."""
     rows = [row for unit in units for row in unit.report]
     digests = {name: digest for unit in units for name, digest in unit.tensors[""].items()}
     folder = place.path
@@ -119,7 +125,7 @@ def seal(
     if beside is not None and before:
         body |= _of_artifact(before, result)
         body["original_digests"] = keep(beside, folder, kept, how["exact_files"])
-    card = lossless_card(out.name, base, result.to_json(), "config.json" in kept, before.get("format"), kept)
+    card = lossless_card(title, base, result.to_json(), "config.json" in kept, before.get("format"), kept)
     (folder / "README.md").write_text(card, encoding="utf-8")
     write_manifest(folder, body)
     return result
@@ -144,7 +150,7 @@ def _of_artifact(before: dict[str, Any], result: Lossless) -> dict[str, Any]:
         "model_bits_per_weight": round(8 * sum(coded.values()) / max(1, weights + others), 6),
     }
     kept: dict[str, Any] = {key: before[key] for key in ("llmc", "seed", "versions", "calibration") if key in before}
-    recipe = {**before.get("recipe", {}), "lossless": {"mode": result.mode}}
+    recipe = {**before.get("recipe", {}), "entropy": True}
     notes = [*before.get("notes", []), *result.notes]
     return {**kept, "recipe": recipe, "holds": before.get("format"), "sizes": sizes, "targets": rows, "notes": notes}
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from llmc.artifact import Artifact
 from llmc.checkpoint import Checkpoint
+from llmc.entropy import CODED, code_folders
 from llmc.errors import GateError, UsageError
 from llmc.eval.tasks import load_tasks
 from llmc.execution import Written, execute
@@ -195,10 +196,15 @@ def carry_out(
     """Do a prepared job; see `quantize` and `run`."""
     results: list[RunResult] = []
 
-    def finish(artifact: Artifact, written: Written) -> None:
-        results.append(_finish(job, artifact, written, progress, allow_unresolved))
+    plain = replace(job, recipe=replace(job.recipe, entropy=False))  # what is coded is what a run without it writes
 
-    execute(job, out, fresh=fresh, force=force, progress=progress, finish=finish)
+    def finish(artifact: Artifact, written: Written) -> None:
+        result = _finish(plain, artifact, written, progress, allow_unresolved)
+        coded = code_folders(artifact, result.folders, progress) if job.recipe.entropy else None
+        artifact.finish("model" if coded is None else CODED)
+        results.append(result if coded is None else replace(result, folders=coded))
+
+    execute(plain, out, fresh=fresh, force=force, progress=progress, finish=finish)
     result = results[0]
     if result.failure is not None:
         return result
@@ -208,7 +214,7 @@ def carry_out(
 def _finish(
     job: Job, artifact: Artifact, written: Written, progress: Progress | None, allow_unresolved: bool
 ) -> RunResult:
-    """Complete every folder, evaluate while the model is still in its work folder, seal, put in place."""
+    """Complete every folder, evaluate while the model is still in its work folder, seal."""
     reports: dict[str, Any] = {}
     folders = {}
     gates: tuple[GateResult, ...] = ()
@@ -222,7 +228,6 @@ def _finish(
             gates += tuple(check_gates(job.recipe.gates, figures, allow_unresolved=allow_unresolved))
         seal(reports.get(name))
         folders[name] = folder_summary(job, container, written)
-    artifact.finish()
     notes = (*written.notes, *_shortfall(written))
     return RunResult(artifact.out, folders, notes, reports, gates)
 

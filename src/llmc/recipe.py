@@ -125,6 +125,7 @@ class Recipe:
         calibration: its `source` may be `tiny:calibration`: see `resolve_text`. Its seed is the recipe's unless given.
         max_memory: bytes.
         allow_nonfinite: keep tensors with NaN or Inf as they are.
+        entropy: store what the containers hold at the size of its entropy; `llmc export` gives their files back.
         gates: see `llmc.gates`.
     """
 
@@ -139,6 +140,7 @@ class Recipe:
     compute_dtype: str = option("float32", "type of the arithmetic", choices=DTYPES)
     max_memory: int | None = field(default=None, metadata={"parse": parse_bytes})
     allow_nonfinite: bool = False
+    entropy: bool = False
     eval: EvalOptions | None = None
     gates: tuple[str, ...] = field(default=(), metadata={"check": check_gate})
     push: PushOptions | None = None
@@ -184,6 +186,7 @@ def from_options(
     max_memory: int | str | None = None,
     revision: str | None = None,
     allow_nonfinite: bool | None = None,
+    entropy: bool | None = None,
 ) -> Recipe:
     """The recipe of a one-stage job. None leaves a field at its own default.
 
@@ -200,7 +203,7 @@ def from_options(
     flags = {"bits": bits, "group_size": group_size, "symmetric": symmetric, "act_order": act_order}
     text = {"source": calibration, "num_samples": num_samples, "sequence_length": sequence_length}
     rest = {"seed": seed, "formats": formats, "device": device, "compute_dtype": compute_dtype}
-    rest |= {"max_memory": max_memory, "revision": revision, "allow_nonfinite": allow_nonfinite}
+    rest |= {"max_memory": max_memory, "revision": revision, "allow_nonfinite": allow_nonfinite, "entropy": entropy}
     try:
         stage = {"method": Node(name, "--method"), **_nodes({"targets": targets, "ignore": ignore})}
         stage |= _method_nodes(name, flags, options or {})
