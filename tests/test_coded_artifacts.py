@@ -11,14 +11,14 @@ from typing import Any
 import pytest
 import tiny_models
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from test_hf import equal, inputs, model_class
-from test_lossless import digests
+from test_lossless import digests, same
 
 import llmc
 import llmc.hf
 from llmc.coded_files import held_config
-from llmc.errors import CheckpointError, InputError
+from llmc.errors import CheckpointError, InputError, UnsupportedError
 from llmc.eval.sizes import folder_sizes
 from llmc.originals import ARCHIVE
 from llmc.runtime import resident
@@ -178,6 +178,60 @@ def test_a_quantizer_that_is_not_known_is_said(made: Any, tmp_path: Path) -> Non
     )
     note = "its weights were quantized before: transformers loads it after llmc decompress only"
     assert llmc.lossless(tmp_path / "fp8", tmp_path / "coded").notes == (note,)
+
+
+def renamed(place: Path, plain: Path, tensors: dict[str, str], **quantization: Any) -> Path:
+    """A coded copy of an artifact, as if another tool had given tensors other names and said other things of them."""
+    shutil.copytree(plain, place / "plain")
+    for name in ("llmc.json", "SHA256SUMS"):
+        (place / "plain" / name).unlink()
+    held = load_file(place / "plain" / "model.safetensors")
+    for old, new in tensors.items():
+        held |= {name.replace(old, new): value.clone() for name, value in held.items() if old in name}
+    save_file(held, place / "plain" / "model.safetensors", {"format": "pt"})
+    config = json.loads((place / "plain" / "config.json").read_text())
+    config["quantization_config"] |= quantization
+    (place / "plain" / "config.json").write_text(json.dumps(config))
+    llmc.lossless(place / "plain", place / "coded")
+    return place / "coded"
+
+
+@pytest.mark.parametrize(
+    ("case", "tensors", "quantization", "line"),
+    [
+        ("gptq", {}, {"quant_method": "awq"}, r"in a way that llmc does not decode \(awq\)"),
+        ("gptq", {}, {"checkpoint_format": "gptq_v2"}, r"in a way that llmc does not decode \(gptq\)"),
+        (
+            "llama",
+            {"weight_scale": "weight_g_idx"},
+            {},
+            "weight_g_idx belongs to an encoding",
+        ),
+        (
+            "llama",
+            {},
+            {"config_groups": {"a": {"weights": {"type": "float", "num_bits": 8}}}},
+            "some of its weights are quantized to floats",
+        ),
+    ],
+)
+def test_what_would_load_as_other_values_is_refused(
+    made: Any, tmp_path: Path, case: str, tensors: dict[str, str], quantization: dict[str, Any], line: str
+) -> None:
+    coded = renamed(tmp_path, made(case)[1], tensors, **quantization)
+    for load in (llmc.load, lambda folder: llmc.load(folder, resident="compressed")):
+        with pytest.raises(UnsupportedError, match=line):
+            load(coded)
+    llmc.decompress(coded, tmp_path / "back")
+    assert same(load_file(tmp_path / "back" / "model.safetensors"), load_file(tmp_path / "plain" / "model.safetensors"))
+    assert llmc.inspect(coded).container == "llmc"
+
+
+def test_evaluation_is_that_of_the_dense_export(made: Any, tmp_path: Path) -> None:
+    _, _, coded, dense = made("llama")
+    text = tiny_models.corpus(tmp_path, words=600)
+    found = [llmc.evaluate(folder, text=str(text), context=64, stride=64).to_json() for folder in (coded, dense)]
+    assert found[0]["perplexity"] == found[1]["perplexity"]
 
 
 def test_the_config_as_it_was() -> None:

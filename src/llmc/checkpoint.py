@@ -20,7 +20,7 @@ from torch import nn
 from llmc.coded_files import CodedTensors, held_config, is_coded
 from llmc.errors import CheckpointError, UnsupportedError
 from llmc.manifest import read_manifest
-from llmc.packed import Packed, dense_entry, split
+from llmc.packed import READABLE, Packed, dense_entry, refuse_undecodable, split
 from llmc.safetensors_file import TensorEntry, load, read_folder
 from llmc.skeleton import Group, Skeleton
 from llmc.structure import InputPoint, Target
@@ -179,7 +179,12 @@ class Checkpoint:
 
     def _unpack_entries(self, entries: dict[str, TensorEntry]) -> dict[str, TensorEntry]:
         """Entries as a plain checkpoint would have them; `packed` says how some of them are stored."""
-        found, plain = split(entries, held_config(self.config_dict), self.read)
+        config = held_config(self.config_dict)
+        method = (config.get("quantization_config") or {}).get("quant_method")
+        readable = self.coded is None or method in READABLE
+        found, plain = split(entries, config, self.read) if readable else ({}, entries)
+        if self.coded is not None:
+            refuse_undecodable(config, entries, found)
         manifest = read_manifest(self.folder) or {}
         self.turned = {row["tensor"] for row in manifest.get("targets", []) if row.get("transposed")}
         self.packed = {f"{p.name}.weight": p for p in found.values()}

@@ -28,7 +28,7 @@ from llmc.coded_files import INDEX, SINGLE, CodedTensors, cores
 from llmc.errors import CheckpointError
 from llmc.formats import coded_tensor
 from llmc.formats.rans import as_bytes
-from llmc.packed import Packed, find_packed
+from llmc.packed import READABLE, Packed, find_packed, refuse_undecodable
 
 METHOD = "llmc"
 EVERYTHING = "(.+)"
@@ -99,7 +99,11 @@ class LosslessQuantizer(HfQuantizer):
         if method.original is None:
             return
         entries = tensors.dense_entries()
-        found = find_packed(entries, {"quantization_config": method.original}, tensors.read).values()
+        config = {"quantization_config": method.original}
+        readable = method.original.get("quant_method") in READABLE
+        matrices = find_packed(entries, config, tensors.read) if readable else {}
+        refuse_undecodable(config, entries, matrices)
+        found = matrices.values()
         self.packed = {matrix.codes.name: matrix for matrix in found}
         locals_ = {re.escape(local) for matrix in found for local in matrix.parts}  # modules may have other names
         ignored = {rf"\.(?:{'|'.join(sorted(locals_ - {'weight'}))})$"} if locals_ else set()

@@ -20,7 +20,7 @@ from llmc.coded_files import INDEX, SINGLE, coded_name
 from llmc.formats.kernel_folder import kernel_files
 from llmc.manifest import dump_json, write_manifest
 from llmc.originals import keep, sealed
-from llmc.packed import MARKS
+from llmc.packed import MARKS, READABLE
 from llmc.safetensors_file import SafetensorsFile
 from llmc.sidecar import carried_files, plain_files
 from llmc.structure import Table
@@ -244,7 +244,8 @@ def _copy_files(
         method = {"quant_method": "llmc", "mode": how["mode"], "weights": _weights(source), "dequantize": True}
         if "quantization_config" in config:
             method |= _quantized(config["quantization_config"], before)
-            if not any(name.endswith("." + mark) for name in names for mark in MARKS):
+            method_known = config["quantization_config"].get("quant_method") in READABLE
+            if not method_known or not any(name.endswith("." + mark) for name in names for mark in MARKS):
                 notes.append("its weights were quantized before: transformers loads it after llmc decompress only")
         (folder / "config.json").write_bytes(dump_json({**config, "quantization_config": method}))
     return kept, notes

@@ -10,11 +10,13 @@ from typing import Any
 
 import torch
 
-from llmc.errors import CheckpointError
+from llmc.errors import CheckpointError, UnsupportedError
 from llmc.formats.packing import words_per_row
 from llmc.layout import nbytes
 from llmc.safetensors_file import TensorEntry, load
 
+READABLE = ("compressed-tensors", "gptq", "bitsandbytes")
+"""Quantization methods among whose tensors encoded matrices are looked for in a coded folder."""
 Read = Callable[[TensorEntry], torch.Tensor]
 
 # The tensor that gives an encoding away -> (container, its kernel, all local names)
@@ -202,6 +204,37 @@ def split(
     packed = find_packed(entries, config, read)
     used = {e.name for p in packed.values() for e in p.parts.values()}
     return packed, {name: e for name, e in entries.items() if name not in used}
+
+
+def refuse_undecodable(
+    config: Mapping[str, Any], entries: Mapping[str, TensorEntry], packed: Mapping[str, Packed]
+) -> None:
+    """Raise UnsupportedError where the weights of a quantized model are more than what `packed` decodes."""
+    own = config.get("quantization_config")
+    if not isinstance(own, dict) or not own:
+        return
+    method, reason = own.get("quant_method"), None
+    names = {matrix.name: {entry.name for entry in matrix.parts.values()} for matrix in packed.values()}
+    if not packed or own.get("checkpoint_format", "gptq") != "gptq":
+        reason = f"its weights were quantized in a way that llmc does not decode ({method})"
+    for name in entries if reason is None else ():
+        stem, dot, local = name.rpartition(".")
+        while dot and stem not in names:
+            stem, dot, more = stem.rpartition(".")
+            local = f"{more}.{local}"
+        if dot and name not in names[stem] and local != "bias":
+            reason = f"{name} belongs to an encoding that llmc does not decode ({method})"
+            break
+    if reason is None and method == "compressed-tensors" and _has_floats(own):
+        reason = "some of its weights are quantized to floats"
+    if reason is not None:
+        raise UnsupportedError(reason, fix="turn it into what it was with llmc decompress")
+
+
+def _has_floats(quantization: Mapping[str, Any]) -> bool:
+    groups = quantization.get("config_groups")
+    weights = [g.get("weights") for g in groups.values() if isinstance(g, dict)] if isinstance(groups, dict) else []
+    return any(isinstance(own, dict) and own.get("type", "int") != "int" for own in weights)
 
 
 def bits_by_encoding(packed: Mapping[str, Packed]) -> dict[str, float]:

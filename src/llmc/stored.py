@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from llmc.coded_files import CodedTensors, held_config, is_coded
-from llmc.packed import Packed, Read, split
+from llmc.packed import READABLE, Packed, Read, split
 from llmc.safetensors_file import TensorEntry, load, read_folder
 
 
@@ -44,7 +44,9 @@ def stored(path: Path, config: Mapping[str, Any]) -> Stored:
     on_disk = coded.entries if coded else read_folder(path)
     entries = coded.dense_entries() if coded else on_disk
     read = coded.read if coded else load
-    packed, plain = split(entries, held_config(config), read)
+    held = held_config(config)
+    known = coded is None or (held.get("quantization_config") or {}).get("quant_method") in READABLE
+    packed, plain = split(entries, held, read) if known else ({}, entries)
     sizes = {name: entry.nbytes for name, entry in on_disk.items()}
     weight_bytes = sum(file.stat().st_size for file in {entry.file for entry in on_disk.values()})
     return Stored(entries, sizes, packed, plain, read, weight_bytes, coded)
