@@ -6,7 +6,7 @@ Every model is quantized by rtn and gptq to 2, 3, 4 and 8 bits into compressed-t
 with `--entropy`, groups of 128 columns or what divides them. `files` are the weight files with everything in them,
 embeddings and norms too; `matrices` are codes, scales and shapes of the quantized matrices; `codes` are the packed
 codes alone. `entropy` is the order-0 entropy of each matrix's codes, nothing else counted. `same files`: every file
-that `llmc export` makes of the coded folder has the SHA-256 of the plain run's.
+that `llmc export` makes of the coded folder has the SHA-256 of the plain run's. Rows go to stderr as they are done.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import argparse
 import hashlib
 import json
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -85,13 +86,14 @@ def measured(case: Case, given: argparse.Namespace, scratch: Path) -> dict[str, 
     try:
         llmc.quantize(str(case.model), plain, **options)
     except LlmcError as error:
-        print(f"{case}: {error}", flush=True)
+        print(f"{case}: {error}", file=sys.stderr, flush=True)
         return None
     llmc.quantize(str(case.model), coded, entropy=True, **options)
     llmc.export(coded, back, format=case.container)
     row = {**about(case), **sizes(plain, coded), "same files": "yes" if digests(plain) == digests(back) else "NO"}
     for folder in (plain, coded, back):
         shutil.rmtree(folder)
+    print(json.dumps(row), file=sys.stderr, flush=True)
     return row
 
 

@@ -117,7 +117,7 @@ model = AutoModelForCausalLM.from_pretrained("{name}")  # the {weights} weights,
     back = "`llmc decompress` gives the plain safetensors files back"
     cost = ""
     if held:
-        what = f"compressed by llmc into the `{held}` format, whose codes are stored at the size of their entropy."
+        what = f"compressed by llmc into the `{held}` format, whose tensors are stored at the size of their entropy."
         back = f"`llmc export --format {held}` gives the files in that format back"
         _, heading, rest = kept.get("README.md", "").partition("## What it cost")
         cost = f"{heading}{rest}"
