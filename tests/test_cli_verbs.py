@@ -61,7 +61,7 @@ EVERY_OPTION = (
     "--method gptq --bits 3 --group-size 64 -O damping=0.05 -O mse=true --asymmetric --act-order --targets *.q_proj "
     "--targets *.k_proj --ignore lm_head --calibration text.txt --num-samples 8 --sequence-length 64 --seed 0 "
     "--format gptq --format dense --device cpu --compute-dtype float64 --max-memory 8GiB --revision main "
-    "--allow-nonfinite"
+    "--allow-nonfinite --entropy"
 )
 EVERY_ARGUMENT = {
     "method": "gptq",
@@ -82,6 +82,7 @@ EVERY_ARGUMENT = {
     "max_memory": "8GiB",
     "revision": "main",
     "allow_nonfinite": True,
+    "entropy": True,
 }
 EVERY_SWITCH = ["--dry-run", "--allow-unresolved", "--fresh", "--force"]
 RUN_DEFAULTS = {"overrides": [], "dry_run": False, "allow_unresolved": False, "fresh": False, "force": False}

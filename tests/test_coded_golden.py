@@ -8,6 +8,7 @@ import torch
 
 from llmc.formats import coded_tensor, tensor_coder
 from llmc.formats.kernels import coded_tensor as reference
+from llmc.formats.packing import pack_rows
 from llmc.formats.rans import as_bytes
 
 
@@ -17,15 +18,23 @@ def numbers(*shape: int) -> torch.Tensor:
     return steps * (2.0 ** -torch.arange(shape[0], dtype=torch.float32).view(-1, *[1] * (len(shape) - 1)))
 
 
+def packed(rows: int, columns: int, most: int | torch.Tensor) -> torch.Tensor:
+    """Codes of 3 bits below `most`, of no order."""
+    hashed = torch.arange(1, rows * columns + 1) ** 3 * 2654435761 >> 13
+    return pack_rows((hashed.view(rows, columns) % most).to(torch.uint8), 3)
+
+
 TENSORS = {
     "raw": (numbers(3).bfloat16(), "balanced"),
     "constant": (torch.full((5, 3), 1.5, dtype=torch.float16), "balanced"),
-    "bytes": (torch.arange(60).remainder(7).view(2, 30), "balanced"),
+    "bytes": (torch.arange(60).remainder(7).view(2, 30), "fast"),
     "balanced": (numbers(4, 60).bfloat16(), "balanced"),
     "held in less": (numbers(4, 60), "balanced"),
     "small": (numbers(4, 60).half(), "small"),
     "fast": (numbers(4, 60).bfloat16(), "fast"),
     "eight bits": (numbers(2, 100).to(torch.float8_e4m3fn), "small"),
+    "codes": (packed(24, 40, 5), "balanced"),
+    "codes in groups": (packed(40, 64, torch.where(torch.arange(64) % 5 < 3, 1, 6)).t().contiguous(), "balanced"),
 }
 BYTES = {
     "raw": ("6c4c5431001010010306eaae7609380f849348c2d0c0c040"),
@@ -90,6 +99,31 @@ BYTES = {
         "61de5063da59e4d15ee13862dd5364d85ae3cc60e04862dc4edccd54dabc58d7465bd250dcca56d90059d64a5cd052db"
         "c657d83c5ad44d5cce54dac058d8445bd250dccb55dab059d6495cd152dbc856d9385ad44c5ccf53dac258d8425ad34f"
         "dccc54dab859d6485bd251dcc956d9305ad54b5cd052dbc458d8405a"
+    ),
+    "codes": (
+        "6c4c5431060606021804030100010428db02bd571a5d6c5241310c020000c00300000000000000001000000101000000"
+        "00000b000000009107fc05f706ef058d06880000000000000074d7d97fb1374239d978590ccc1711144cf29407e65f89"
+        "31ee67f8cd3fbcd29bd0248591115a5905e285ebb4e558b7de282460145fdf397607ebffbcb278284c49e8ba5938a9db"
+        "8bb6c85958bca6fd4b34fe44ba9e980cd1a5a9cc3f799af4d4662509e4e8b44aea6339bf27cc8dcc7d3ce531c252697d"
+        "c13c56db1f45d0e4810a4f79de38d9a79f39fbe5dda4a1870aa74c2f55ca2ab1960df2abdb4b4fd24db376857084c205"
+        "63ebf4e17593851de26b2663d375840adeaa778669825507d6b8300e9dae96ea94011d14958cbf6cea7c9d96f2880ba5"
+        "e5f394ca3ebb6c320861be64ee7470d62810973c2fef169a015af7ce9d590aec56941d9496c9352d91bf1e425acf143b"
+        "806810c92da8400523ea7a81305b431f3b47f7f513ce05d59f95d9875fd1c01318"
+    ),
+    "codes in groups": (
+        "6c4c543106060602062803020208284069d103aef0a2d16c5241310c0200004000000000000000000010000001010000"
+        "0000001100000000800480048004800480048004800480040c00000000000000119b25ff4c4a22022400010027000100"
+        "36000100d40c010069de6b707f80d980926e92529ea49e24005e00e600b600366c5241310c020107000a000000000000"
+        "0000100000010100000000004f000000000000000100020003000400050006f80700802000802000802000802000a71d"
+        "0000a6010000b30100b307e603f304c004a7068d0500c005b3058005b3059a05c00500e603c005c005b3069a06cd04a1"
+        "00000000000000f181d4f313a0bc374e948200d0bbd93c0390c01e43f92c2c954d99d38d67d2feb3b20f338f74e546c4"
+        "0f4f2cabe6e0f46b28e449a3b128b02fe4b9b37d1978076e7c4344775ba735d90f9d0b381ff5996429a38f8a0c4d8a8f"
+        "7681a659323cb6aa02c9d600608d269579bd723b65e33ddf1338910807f2ea54e61d30e4f5f96cdc22408bf7292b2295"
+        "afb36ee79f7a604bfe41b97f8adc55f45a22d6b53ad6dba8735539f01407d0a71721e1d0a81386e32dc650038cde45b8"
+        "de7a5d8f875751c28844a1f2fff90c1ed9adf3a37145ff0f79645f08ec0a832a1cbfe3cda5648bfeec6d04d79167a753"
+        "611774286afa67aa198ab395cd6662f6edadc1e32ba3e2b32179f031ffcc11c04730016c3f493f9e9cc8357d5604e8cc"
+        "d6b6c2041a7961bb2960b3925375b53d871097cc7f3fa68d9a46f1b305c21c9510c85e3ca80d32d8b53a88f200f0b7de"
+        "ab066c5c15e1cc923c204d8cf09e9cb6fe"
     ),
 }
 

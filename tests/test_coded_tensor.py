@@ -12,20 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llmc.errors import InputError
-from llmc.formats import coded_tensor, planes, rans, tensor_coder
-from llmc.formats.coded_tensor import (
-    BYTES,
-    COLUMNS,
-    CONSTANT,
-    PIECES,
-    PLANES,
-    RAW,
-    ROWS,
-    SAME,
-    Head,
-    decode,
-    parse_head,
-)
+from llmc.formats import coded_head, coded_tensor, planes, rans, tensor_coder
+from llmc.formats.coded_head import BYTES, COLUMNS, CONSTANT, PIECES, PLANES, RAW, ROWS, SAME, Head, parse_head
+from llmc.formats.coded_tensor import decode
 from llmc.formats.kernels import coded_tensor as reference
 from llmc.formats.rans import as_bytes
 from llmc.formats.tensor_coder import MODES, encode, entropy
@@ -201,10 +190,10 @@ def test_pieces_must_make_the_whole() -> None:
     assert coded.head.kind == PIECES
     with pytest.raises(InputError, match="the pieces of a coded tensor do not make the whole"):
         decode(
-            np.concatenate([as_bytes(coded_tensor.pack_head(replace(coded.head, shape=(300, 399)))), *coded.pieces[1:]])
+            np.concatenate([as_bytes(coded_head.pack_head(replace(coded.head, shape=(300, 399)))), *coded.pieces[1:]])
         )
     with pytest.raises(InputError, match="a coded tensor of 0 pieces"):
-        decode(as_bytes(coded_tensor.pack_head(Head(PIECES, "float32", (3,), "float32"))))
+        decode(as_bytes(coded_head.pack_head(Head(PIECES, "float32", (3,), "float32"))))
 
 
 def test_noise_stays_raw() -> None:
@@ -338,7 +327,7 @@ def test_a_raw_part_of_another_size_is_refused() -> None:
 def test_a_shape_of_more_bytes_than_any_tensor_has_is_refused(shape: tuple[int, ...]) -> None:
     head = replace(encode(torch.zeros(30, 30)).head, shape=shape)
     with pytest.raises(InputError, match="more than 1099511627776 bytes"):
-        decode(np.frombuffer(coded_tensor.pack_head(head) + bytes(4), np.uint8))
+        decode(np.frombuffer(coded_head.pack_head(head) + bytes(4), np.uint8))
 
 
 def test_a_number_without_end_is_refused() -> None:

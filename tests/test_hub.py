@@ -40,6 +40,7 @@ def folder(tmp_path: Path) -> Path:
         "LICENSE": b"Apache",
         "llmc.json": b'{"format_version": 1}',
         "SHA256SUMS": b"0000  config.json\n",
+        "original.llmc.zip": b"files of what was coded",
         "README.md": CARD.encode(),
         "kernel/build/torch-cpu/__init__.py": b"def dequantize(): ...",
     }
@@ -121,7 +122,7 @@ def test_dry_run_contacts_nobody(hub: LocalHub, folder: Path) -> None:
     (table,) = result.tables()
     assert table.title == f"{hub.url}/me/small"
     assert table.rows[0] == ("LICENSE", "6")
-    assert table.rows[-1] == ("11 files, private, would be sent", f"{result.bytes:,}")
+    assert table.rows[-1] == ("12 files, private, would be sent", f"{result.bytes:,}")
 
 
 def test_public_and_private_are_never_changed_silently(hub: LocalHub, folder: Path) -> None:

@@ -22,7 +22,7 @@ from spoiled import Command, partial
 
 import llmc
 from llmc import coded_files, lossless_writing
-from llmc.formats.coded_tensor import pack_head
+from llmc.formats.coded_head import pack_head
 from llmc.formats.tensor_coder import encode
 from llmc.safetensors_file import read_file
 

@@ -168,6 +168,7 @@ def test_from_options() -> None:
         max_memory=1000,
         revision="main",
         allow_nonfinite=True,
+        entropy=True,
     )
     method = Gptq(bits=3, group_size=None, damping=0.05, slab=64, symmetric=False, act_order=True)
     assert recipe == Recipe(
@@ -181,6 +182,7 @@ def test_from_options() -> None:
         max_memory=1000,
         revision="main",
         allow_nonfinite=True,
+        entropy=True,
     )
 
 

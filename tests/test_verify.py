@@ -70,6 +70,7 @@ def test_an_untouched_artifact_is_verified(command: Command, artifact: Path, mod
         "files": len([p for p in artifact.rglob("*") if p.is_file()]) - 2,  # neither the manifest nor the sums
         "tensors": len(stored),
         "decoded": 14,
+        "matrices": 14,
         "against": "model",
         "problems": [],
     }

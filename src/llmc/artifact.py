@@ -197,8 +197,8 @@ class Artifact:
         self.done[unit.name] = unit
         self._append({"unit": unit.name, "tensors": unit.tensors, "report": unit.report})
 
-    def finish(self) -> None:
-        """Put the complete folders in place under OUT, in one rename."""
+    def finish(self, made: str = "model") -> None:
+        """Put the complete folders in place under OUT, in one rename: those in `made`, beside the journal."""
         with disk_errors(self.out):
             for folder in self.folders.values():
                 folder.close()
@@ -207,7 +207,7 @@ class Artifact:
                 shutil.rmtree(old, ignore_errors=True)  # left by a kill between these renames
                 os.rename(self.out, old)
             try:
-                os.rename(self.partial / "model", self.out)
+                os.rename(self.partial / made, self.out)
             except OSError:
                 if old.exists():
                     os.rename(old, self.out)

@@ -33,6 +33,12 @@ model = AutoModelForCausalLM.from_pretrained("{name}")
 }
 
 
+LIMITS = """## Limits
+
+{notes}
+"""
+
+
 def model_card(
     name: str,
     base_model: str,
@@ -97,18 +103,34 @@ def _serving(name: str, runtimes: dict[str, str]) -> str:
     return "\n```sh\n" + "\n".join(lines) + "\n```\n" if lines else ""
 
 
-def lossless_card(name: str, base_model: str, result: dict[str, Any], model: bool) -> str:
-    """The text of README.md of a lossless folder; `model`: it is one that transformers loads."""
+def lossless_card(
+    name: str, base_model: str, result: dict[str, Any], model: bool, held: str | None, kept: dict[str, str]
+) -> str:
+    """The text of README.md of a lossless folder.
+
+    Args:
+        model: it is one that transformers loads.
+        held: the container of the artifact that was coded, None for anything else.
+        kept: texts of the source's files: of an artifact's card, what it cost is taken over.
+    """
     load = """import llmc.hf  # pip install llmc; registers the format
 from transformers import AutoModelForCausalLM
-model = AutoModelForCausalLM.from_pretrained("{name}")  # the original weights, bit for bit"""
+model = AutoModelForCausalLM.from_pretrained("{name}")  # the {weights} weights, bit for bit"""
     plain = 'import llmc\ntensors = llmc.read_tensors("{name}")  # name -> the original tensor, bit for bit'
     above = "" if result["excess"] is None else f"\n| above the entropy (large tensors) | {result['excess']:+.3%} |"
-    return f"""{_front_matter(base_model, "lossless")}
+    what = "in fewer bytes, without loss: every tensor decodes to exactly the bits it had."
+    back = "`llmc decompress` gives the plain safetensors files back"
+    cost = ""
+    if held:
+        what = f"compressed by llmc into the `{held}` format, whose tensors are stored at the size of their entropy."
+        back = f"`llmc export --format {held}` gives the files in that format back"
+        _, heading, rest = kept.get("README.md", "").partition("## What it cost")
+        cost = f"{heading}{rest}"
+    return f"""{_front_matter(base_model, held or "lossless")}
 
 # {name}
 
-{base_model} in fewer bytes, without loss: every tensor decodes to exactly the bits it had.
+{base_model} {what}
 
 | | |
 |---|---|
@@ -120,16 +142,13 @@ model = AutoModelForCausalLM.from_pretrained("{name}")  # the original weights, 
 ## Load
 
 ```python
-{(load if model else plain).format(name=name)}
+{(load if model else plain).format(name=name, weights="decoded" if held else "original")}
 ```
 
-`llmc decompress` gives the plain safetensors files back, `llmc verify --against` compares them with the original.
+{back}, `llmc verify --against` compares them with the original.
 The folder carries its decoder in `kernel/`, loadable by the `kernels` library.
 
-## Limits
-
-{_bullets(result["notes"]) or "- none found while writing"}
-"""
+{cost or LIMITS.format(notes=_bullets(result["notes"]) or "- none found while writing")}"""
 
 
 def _front_matter(base_model: str, container: str) -> str:

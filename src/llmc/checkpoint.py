@@ -17,10 +17,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from llmc.coded_files import CodedTensors, cores, is_coded
+from llmc.coded_files import CodedTensors, held_config, is_coded
 from llmc.errors import CheckpointError, UnsupportedError
 from llmc.manifest import read_manifest
-from llmc.packed import Packed, dense_entry, split
+from llmc.packed import READABLE, Packed, dense_entry, refuse_undecodable, split
 from llmc.safetensors_file import TensorEntry, load, read_folder
 from llmc.skeleton import Group, Skeleton
 from llmc.structure import InputPoint, Target
@@ -54,7 +54,9 @@ class Checkpoint:
         self.coded = CodedTensors(folder) if encoded and is_coded(folder) else None
         entries = self.coded.dense_entries() if self.coded else read_folder(folder)
         self.packed: dict[str, Packed] = {}
-        if encoded and self.coded is None:
+        self.turned: set[str] = set()  # encoded matrices that are transposed in a plain checkpoint
+        self.read = self.coded.read if self.coded else load
+        if encoded:
             entries = self._unpack_entries(entries)
         self.entries = entries
         _check_sizes(self.config_dict, len(self.entries), folder)
@@ -105,13 +107,11 @@ class Checkpoint:
 
     def tensor(self, name: str) -> torch.Tensor:
         """The tensor `name` as stored, or as decoded."""
-        if self.coded is not None:
-            return self.coded.load(name, threads=cores())
         packed = self.packed.get(name)
         if packed is None:
-            return load(self.entries[name])
+            return self.read(self.entries[name])
         values = packed.decode()
-        return values if values.shape == self.entries[name].shape else values.t().contiguous()
+        return values.t().contiguous() if name in self.turned else values
 
     def matrix(self, target: Target) -> torch.Tensor:
         """The Target's weight `[out_features, in_features]` in its stored dtype."""
@@ -179,11 +179,16 @@ class Checkpoint:
 
     def _unpack_entries(self, entries: dict[str, TensorEntry]) -> dict[str, TensorEntry]:
         """Entries as a plain checkpoint would have them; `packed` says how some of them are stored."""
-        found, plain = split(entries, self.config_dict)
+        config = held_config(self.config_dict)
+        method = (config.get("quantization_config") or {}).get("quant_method")
+        readable = self.coded is None or method in READABLE
+        found, plain = split(entries, config, self.read) if readable else ({}, entries)
+        if self.coded is not None:
+            refuse_undecodable(config, entries, found)
         manifest = read_manifest(self.folder) or {}
-        turned = {row["tensor"] for row in manifest.get("targets", []) if row.get("transposed")}
+        self.turned = {row["tensor"] for row in manifest.get("targets", []) if row.get("transposed")}
         self.packed = {f"{p.name}.weight": p for p in found.values()}
-        return plain | {name: dense_entry(p, name in turned) for name, p in self.packed.items()}
+        return plain | {name: dense_entry(p, name in self.turned) for name, p in self.packed.items()}
 
     def _targets_of(self, group: Group) -> list[Target]:
         key = group.keys[0]

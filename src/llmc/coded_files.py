@@ -7,16 +7,16 @@ the name of the tensor that it holds. The name of the file keeps loaders away th
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 
 from llmc.errors import CheckpointError, InputError, MemoryLimitError
-from llmc.formats import coded_tensor
-from llmc.formats.coded_tensor import SAME, Head
+from llmc.formats import coded_head, coded_tensor
+from llmc.formats.coded_head import SAME, Head
 from llmc.formats.rans import as_bytes
 from llmc.safetensors_file import TensorEntry, load, load_rows, read_file, read_folder
 
@@ -46,6 +46,14 @@ def is_coded(path: Path) -> bool:
     return path.name.endswith(SUFFIX)
 
 
+def held_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """config.json as it was before its folder was coded, as far as quantization goes; any other as it is."""
+    own = config.get("quantization_config")
+    if not isinstance(own, dict) or own.get("quant_method") != "llmc":
+        return dict(config)
+    return {**config, "quantization_config": own.get("original") or {}}
+
+
 class CodedTensors:
     """The coded tensors of a folder or of one file.
 
@@ -66,13 +74,17 @@ class CodedTensors:
         with self._named(name):
             data = as_bytes(load_rows(entry, 0, min(HEAD_BYTES, entry.nbytes)))
             try:
-                return coded_tensor.parse_head(data, entry.nbytes)
+                return coded_head.parse_head(data, entry.nbytes)
             except InputError:
-                return coded_tensor.parse_head(as_bytes(load(entry)))
+                return coded_head.parse_head(as_bytes(load(entry)))
 
     def load(self, name: str, *, threads: int = 1) -> torch.Tensor:
         """The tensor `name`, decoded. Raises CheckpointError when it is damaged, MemoryLimitError without room."""
         return self.decode(name, self._stored(name), threads=threads)
+
+    def read(self, entry: TensorEntry) -> torch.Tensor:
+        """The tensor of one of `dense_entries`. Raises as `load`."""
+        return self.load(entry.name, threads=cores())
 
     def hold(self) -> int:
         """Read all stored bytes into memory, where they stay; how many they are."""
@@ -91,7 +103,7 @@ class CodedTensors:
         """The tensor `name` from its stored bytes. Raises as `load`."""
         with self._named(name):
             data = as_bytes(stored)
-            head = coded_tensor.parse_head(data)
+            head = coded_head.parse_head(data)
             if head.nbytes > memory():
                 raise MemoryError(f"claims {head.nbytes} bytes, more than the {memory()} of this machine")
             if head.kind != SAME:

@@ -18,13 +18,14 @@ import torch
 from llmc.artifact import Artifact, Folder, check_apart, check_out
 from llmc.coded_files import SUFFIX, CodedTensors, cores, is_coded, overlapped, plain_name
 from llmc.errors import CheckpointError
-from llmc.formats.coded_tensor import Head
+from llmc.formats.coded_head import Head
 from llmc.layout import Slot, WeightFiles
 from llmc.loading import located
 from llmc.manifest import dump_json, read_manifest
+from llmc.originals import restore
 from llmc.safetensors_file import read_file, write_header
 from llmc.safetensors_header import HEADER_LIMIT
-from llmc.sidecar import plain_files
+from llmc.sidecar import carried_files, plain_files
 from llmc.structure import Progress, Table, silent
 
 AGAIN = "write or download the folder again"
@@ -86,6 +87,7 @@ def decompress(
         _write(coded, place, manifest, threads or cores(), progress or silent)
         place.close()
         _restore(source, place.path, place.files, manifest)
+        restore(source, place.path, manifest)
         _check_files(place.path, manifest)
         artifact.finish()
     finally:
@@ -160,6 +162,10 @@ def _restore(source: Path, folder: Path, files: WeightFiles, manifest: dict[str,
     for path in plain_files(source):
         if path.name != "README.md" and path.name != "config.json":
             shutil.copyfile(path, folder / path.name)
+    for path in carried_files(source):  # those of sentence-transformers' modules are in folders
+        place = folder / path.relative_to(source)
+        place.parent.mkdir(exist_ok=True)
+        shutil.copyfile(path, place)
     if "config.json" not in kept and (source / "config.json").is_file():
         config = json.loads((source / "config.json").read_bytes())
         config.pop("quantization_config", None)

@@ -12,6 +12,7 @@ import torch
 from llmc.artifact import Artifact, Folder, Unit, check_apart, check_out, raw_bytes
 from llmc.card import model_card
 from llmc.checkpoint import Checkpoint
+from llmc.decompressing import decompress
 from llmc.encoding import store
 from llmc.errors import InputError, UnsupportedError
 from llmc.formats import CONTAINERS
@@ -59,6 +60,8 @@ def export(
 ) -> Exported:
     """Write an encoded model into another container, with the same codes and scales.
 
+    A folder whose tensors are coded without loss gives the files that were coded back, where they are of that format.
+
     Args:
         folder: an artifact, or an encoded folder that another tool wrote.
         format: a container; `dense` decodes to the plain model.
@@ -71,9 +74,13 @@ def export(
     check_apart(out, source)
     check_out(out, force)
     checkpoint = Checkpoint(source, encoded=True)
-    if checkpoint.coded is not None:
-        raise InputError("its tensors are coded without loss", where=source.name, fix="llmc decompress gives them back")
+    if checkpoint.coded is not None and format in _held(checkpoint):
+        plain = decompress(source, out, force=force, progress=progress)
+        return Exported(out, format, plain.weight_bytes, len(checkpoint.packed))
     if not checkpoint.packed:
+        if checkpoint.coded is not None:
+            fix = "llmc decompress gives them back"
+            raise InputError("its tensors are coded without loss", where=source.name, fix=fix)
         raise InputError("no encoded matrix in it", where=source.name, fix="export starts from a quantized folder")
     specs = _specs(checkpoint, container)
     facts = model_facts(checkpoint, specs)
@@ -92,6 +99,13 @@ def export(
     finally:
         artifact.abandon()
     return Exported(out, format, files.total, len(specs))
+
+
+def _held(checkpoint: Checkpoint) -> set[str]:
+    """The container whose files were coded, when they are of one."""
+    found = {p.container for p in checkpoint.packed.values()}
+    named = (read_manifest(checkpoint.folder) or {}).get("holds")
+    return {str(named)} if named is not None and not found else found if len(found) == 1 else set()
 
 
 def _specs(checkpoint: Checkpoint, container: Container) -> dict[str, Spec]:

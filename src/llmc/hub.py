@@ -17,10 +17,18 @@ from pathlib import Path
 from typing import Any, cast
 
 from llmc.errors import CheckpointError, LlmcError, NetworkError, StorageError, UsageError
+from llmc.originals import ARCHIVE
 from llmc.structure import Progress, Table, silent
 
 ALLOWED = ["*.safetensors", "*.json", "*.jinja", "tokenizer*", "*.model", "*.tiktoken", "*.spm", "*.txt"]
-ALLOWED += ["kernel/*", "README.md", "SHA256SUMS", "[Ll][Ii][Cc][Ee][Nn][SsCc][Ee]*", "[Nn][Oo][Tt][Ii][Cc][Ee]*"]
+ALLOWED += [
+    "kernel/*",
+    ARCHIVE,
+    "README.md",
+    "SHA256SUMS",
+    "[Ll][Ii][Cc][Ee][Nn][SsCc][Ee]*",
+    "[Nn][Oo][Tt][Ii][Cc][Ee]*",
+]
 # A second copy of the weights in the maker's own layout, or of another model kept in a subfolder.
 REFUSED = ["consolidated*.safetensors", "*/*.safetensors", "tokenizer*.py", "*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl"]
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")

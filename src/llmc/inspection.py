@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from llmc.checkpoint import read_config
-from llmc.coded_files import CodedTensors, is_coded
+from llmc.coded_files import is_coded
+from llmc.formats.coded_head import KINDS
 from llmc.hub import resolve_model
 from llmc.manifest import read_manifest
-from llmc.packed import describe, split
-from llmc.safetensors_file import read_folder
+from llmc.packed import Packed, describe
+from llmc.stored import Stored, stored
 from llmc.structure import Table
 
 
@@ -77,66 +78,44 @@ def inspect(folder: str | Path) -> Inspection:
     Raises CheckpointError when the folder cannot be read.
     """
     path = resolve_model(str(folder))
-    if is_coded(path):
-        return _inspect_coded(path)
-    entries = read_folder(path)
-    config = read_config(path)
-    packed, plain = split(entries, config)
-    manifest = read_manifest(path)
+    config = read_config(path) if not is_coded(path) or (path / "config.json").is_file() else {}
+    tensors, manifest = stored(path, config), read_manifest(path)
     measured = {row["target"]: row.get("snr_db") for row in (manifest or {}).get("targets", [])}
     layers = [
-        _layer(p.name, describe(p), list(p.shape), p.stored_bytes, p.numel, measured.get(p.name))
-        for p in packed.values()
+        _layer(p.name, _described(tensors, p), list(p.shape), tensors.bytes_of(p), p.numel, measured.get(p.name))
+        for p in tensors.packed.values()
     ]
     other = 0
-    for entry in plain.values():
+    for name, entry in tensors.plain.items():
         if len(entry.shape) < 2:
-            other += entry.nbytes
+            other += tensors.sizes[name]
             continue
-        name = entry.name.removesuffix(".weight")
-        kind = str(entry.dtype).removeprefix("torch.")
-        layers.append(_layer(name, kind, list(entry.shape), entry.nbytes, entry.numel, measured.get(name)))
-    elements = sum(layer["elements"] for layer in layers) + sum(e.numel for e in plain.values() if len(e.shape) < 2)
+        stem = name.removesuffix(".weight")
+        kind = tensors.coded.head(name).described if tensors.coded else str(entry.dtype).removeprefix("torch.")
+        layers.append(_layer(stem, kind, list(entry.shape), tensors.sizes[name], entry.numel, measured.get(stem)))
+    few = sum(entry.numel for entry in tensors.plain.values() if len(entry.shape) < 2)
     method = config.get("quantization_config") or {}
     return Inspection(
         name=path.name,
-        container=str(method.get("quant_method", "dense")),
-        weight_bytes=sum(f.stat().st_size for f in {e.file for e in entries.values()}),
-        bits_per_weight=8 * sum(e.nbytes for e in entries.values()) / max(elements, 1),
+        container="llmc" if tensors.coded else str(method.get("quant_method", "dense")),
+        weight_bytes=tensors.weight_bytes,
+        bits_per_weight=8 * sum(tensors.sizes.values()) / max(sum(layer["elements"] for layer in layers) + few, 1),
         layers=tuple(sorted(layers, key=lambda layer: str(layer["name"]))),
         other_bytes=other,
         manifest=_summary(manifest),
     )
+
+
+def _described(tensors: Stored, packed: Packed) -> str:
+    """An encoding in words, and how its codes are coded where they are."""
+    head = tensors.coded.head(packed.codes.name) if tensors.coded else None
+    return describe(packed) + (f", {KINDS[head.kind]}" if head else "")
 
 
 def _summary(manifest: dict[str, Any] | None) -> dict[str, Any] | None:
     if manifest is None:
         return None
     return {k: manifest.get(k) for k in ("base_model", "format", "llmc", "recipe", "sizes")}
-
-
-def _inspect_coded(path: Path) -> Inspection:
-    """A folder of coded tensors: what each was coded as."""
-    coded, manifest = CodedTensors(path), read_manifest(path)
-    measured = {row["target"]: row.get("snr_db") for row in (manifest or {}).get("targets", [])}
-    layers, other, elements = [], 0, 0
-    for name, entry in coded.entries.items():
-        head = coded.head(name)
-        elements += head.n
-        if len(head.shape) < 2:
-            other += entry.nbytes
-            continue
-        stem = name.removesuffix(".weight")
-        layers.append(_layer(stem, head.described, list(head.shape), entry.nbytes, head.n, measured.get(stem)))
-    return Inspection(
-        name=path.name,
-        container="llmc",
-        weight_bytes=sum(f.stat().st_size for f in {e.file for e in coded.entries.values()}),
-        bits_per_weight=8 * sum(e.nbytes for e in coded.entries.values()) / max(elements, 1),
-        layers=tuple(sorted(layers, key=lambda layer: str(layer["name"]))),
-        other_bytes=other,
-        manifest=_summary(manifest),
-    )
 
 
 def _layer(name: str, encoding: str, shape: list[int], size: int, elements: int, snr: float | None) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -18,8 +19,10 @@ from llmc.card import lossless_card
 from llmc.coded_files import INDEX, SINGLE, coded_name
 from llmc.formats.kernel_folder import kernel_files
 from llmc.manifest import dump_json, write_manifest
+from llmc.originals import keep, sealed
+from llmc.packed import MARKS, READABLE
 from llmc.safetensors_file import SafetensorsFile
-from llmc.sidecar import plain_files
+from llmc.sidecar import carried_files, plain_files
 from llmc.structure import Table
 
 EDITED = ("config.json", "model.safetensors.index.json", "README.md")
@@ -86,14 +89,22 @@ def excess(rows: Sequence[dict[str, Any]]) -> float | None:
 
 
 def seal(
-    source: Path, place: Folder, files: Sequence[SafetensorsFile], units: Sequence[Unit], how: dict[str, Any], out: Path
+    source: Path,
+    place: Folder,
+    files: Sequence[SafetensorsFile],
+    units: Sequence[Unit],
+    how: dict[str, Any],
+    out: Path,
+    title: str,
 ) -> Lossless:
-    """Write all that belongs beside the weights, the manifest last."""
+    """Write all that belongs beside the weights, the manifest last. `title` is what the card calls it."""
     rows = [row for unit in units for row in unit.report]
     digests = {name: digest for unit in units for name, digest in unit.tensors[""].items()}
-    folder, base = place.path, source.name.removesuffix(".safetensors")
+    folder = place.path
     beside = source if source.is_dir() else None
-    kept, notes = _copy_files(beside, folder, how)
+    before = sealed(beside)
+    base = before.get("base_model") or source.name.removesuffix(".safetensors")
+    kept, notes = _copy_files(beside, folder, how, before, [row["name"] for row in rows])
     if beside is not None and _weights(beside) == INDEX:
         weight_map = {row["name"]: row["file"] for row in sorted(rows, key=lambda row: str(row["name"]))}
         total = sum(row["stop"] - row["start"] for row in rows)
@@ -110,11 +121,38 @@ def seal(
         rows=tuple(rows),
         notes=tuple(notes),
     )
-    (folder / "README.md").write_text(
-        lossless_card(out.name, base, result.to_json(), "config.json" in kept), encoding="utf-8"
-    )
-    write_manifest(folder, _manifest(result, base, files, digests, how, kept))
+    body = _manifest(result, base, files, digests, how, kept)
+    if beside is not None and before:
+        body |= _of_artifact(before, result)
+        body["original_digests"] = keep(beside, folder, kept, how["exact_files"])
+    card = lossless_card(title, base, result.to_json(), "config.json" in kept, before.get("format"), kept)
+    (folder / "README.md").write_text(card, encoding="utf-8")
+    write_manifest(folder, body)
     return result
+
+
+def _of_artifact(before: dict[str, Any], result: Lossless) -> dict[str, Any]:
+    """What the manifest of an artifact said, with the sizes that its matrices have now."""
+    coded = {row["name"]: row["stop"] - row["start"] for row in result.rows}
+    rows = []
+    for row in before["targets"]:
+        size, elements = sum(coded.get(name, 0) for name in row.get("stored", [])), math.prod(row.get("shape", [1]))
+        rows.append({**row, "bits_per_weight": 8 * size / max(1, elements)})
+    held = {name for row in before["targets"] for name in row.get("stored", [])}
+    weights = sum(math.prod(row.get("shape", [1])) for row in before["targets"])
+    others = sum(row["elements"] for row in result.rows if row["name"] not in held)
+    old = before.get("sizes", {})
+    sizes = {
+        **old,
+        "weight_bytes": result.weight_bytes,
+        "held_bytes": result.original_bytes,
+        "bits_per_weight": round(8 * sum(coded.get(name, 0) for name in held) / max(1, weights), 6),
+        "model_bits_per_weight": round(8 * sum(coded.values()) / max(1, weights + others), 6),
+    }
+    kept: dict[str, Any] = {key: before[key] for key in ("llmc", "seed", "versions", "calibration") if key in before}
+    recipe = {**before.get("recipe", {}), "entropy": True}
+    notes = [*before.get("notes", []), *result.notes]
+    return {**kept, "recipe": recipe, "holds": before.get("format"), "sizes": sizes, "targets": rows, "notes": notes}
 
 
 def _manifest(
@@ -165,13 +203,25 @@ def _header_digest(file: SafetensorsFile) -> str:
         return hashlib.sha256(source.read(file.header_size)).hexdigest()
 
 
-def _copy_files(source: Path | None, folder: Path, how: dict[str, Any]) -> tuple[dict[str, str], list[str]]:
-    """Copy what is not weights. Returns the text of the files that are written anew, and notes on what stayed."""
+def _copy_files(
+    source: Path | None, folder: Path, how: dict[str, Any], before: dict[str, Any], names: Sequence[str]
+) -> tuple[dict[str, str], list[str]]:
+    """Copy what is not weights. Returns the text of the files that are written anew, and notes on what stayed.
+
+    Args:
+        before: the manifest of the source where it is an artifact, whose other files are kept in an archive.
+        names: of the tensors.
+    """
     kept: dict[str, str] = {}
     notes: list[str] = []
     if source is None:
         return kept, notes
-    taken = {path.name for path in plain_files(source)}
+    carried = carried_files(source)
+    taken = {path.name for path in plain_files(source)} | {path.relative_to(source).parts[0] for path in carried}
+    for path in carried:
+        place = folder / path.relative_to(source)
+        place.parent.mkdir(exist_ok=True)
+        shutil.copyfile(path, place)
     for path in plain_files(source):
         if path.name not in EDITED:
             shutil.copyfile(path, folder / path.name)
@@ -187,15 +237,24 @@ def _copy_files(source: Path | None, folder: Path, how: dict[str, Any]) -> tuple
         if p.name not in taken and p.name not in coded and not p.name.startswith(".")
         and not (folder / coded_name(p.name)).exists()
     ]  # fmt: skip
-    if others:
+    if others and not before:
         notes.append(f"not copied: {', '.join(others[:8])}{' ...' if len(others) > 8 else ''}")
     if "config.json" in kept:
         config = json.loads(kept["config.json"])
-        if "quantization_config" in config:
-            notes.append("its weights were quantized before: transformers loads it after llmc decompress only")
         method = {"quant_method": "llmc", "mode": how["mode"], "weights": _weights(source), "dequantize": True}
+        if "quantization_config" in config:
+            method |= _quantized(config["quantization_config"], before)
+            method_known = config["quantization_config"].get("quant_method") in READABLE
+            if not method_known or not any(name.endswith("." + mark) for name in names for mark in MARKS):
+                notes.append("its weights were quantized before: transformers loads it after llmc decompress only")
         (folder / "config.json").write_bytes(dump_json({**config, "quantization_config": method}))
     return kept, notes
+
+
+def _quantized(original: Any, before: dict[str, Any]) -> dict[str, Any]:
+    """What a loader must know to decode the encoded matrices of a coded folder."""
+    turned = sorted(row["tensor"] for row in before.get("targets", []) if row.get("transposed"))
+    return {"original": original, **({"transposed": turned} if turned else {})}
 
 
 def _weights(source: Path) -> str:

@@ -68,8 +68,27 @@ def lossless(
     """
     if mode not in MODES:
         raise UsageError(f"no mode {mode!r}", where="mode", fix=suggest(mode, list(MODES)))
-    begin = time.monotonic()
-    source, out = located(model), Path(out)
+    source, how = located(model), {"mode": mode, "exact_files": exact_files}
+    return code(source, Path(out), how, threads=threads, fresh=fresh, force=force, progress=progress)
+
+
+def code(
+    source: Path,
+    out: Path,
+    how: dict[str, Any],
+    *,
+    title: str | None = None,
+    threads: int | None = None,
+    fresh: bool = False,
+    force: bool = False,
+    progress: Progress | None = None,
+) -> Lossless:
+    """`lossless` of a local folder or file, with `how` as its fields `mode` and `exact_files`.
+
+    Args:
+        title: what the card calls it; None: the name of `out`.
+    """
+    begin, mode, exact_files = time.monotonic(), how["mode"], how["exact_files"]
     check_apart(out, source)
     check_out(out, force)
     files = sources(source)
@@ -81,11 +100,19 @@ def lossless(
         Run(files, artifact, place, mode, threads or cores(), progress or silent).write()
         place.close()
         units = list(artifact.done.values())
-        result = seal(source, place, files, units, {"mode": mode, "exact_files": exact_files}, out)
+        result = seal(source, place, files, units, how, out, title or out.name)
         artifact.finish()
     finally:
         artifact.abandon()
     return result.timed(time.monotonic() - begin)
+
+
+def at_most(files: WeightFiles) -> dict[str, int]:
+    """Coded file -> bytes that the coding of plain files cannot exceed."""
+    heads = dict.fromkeys(files.sizes, 512)
+    for slot in files.slots.values():
+        heads[slot.file] += OVERHEAD + 10 * len(slot.shape)
+    return {coded_name(name): size + 3 * len(files.headers[name]) + heads[name] for name, size in files.sizes.items()}
 
 
 def sources(source: Path) -> list[SafetensorsFile]:

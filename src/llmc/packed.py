@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
 
 import torch
 
-from llmc.errors import CheckpointError
+from llmc.errors import CheckpointError, UnsupportedError
 from llmc.formats.packing import words_per_row
 from llmc.layout import nbytes
 from llmc.safetensors_file import TensorEntry, load
+
+READABLE = ("compressed-tensors", "gptq", "bitsandbytes")
+"""Quantization methods among whose tensors encoded matrices are looked for in a coded folder."""
+Read = Callable[[TensorEntry], torch.Tensor]
 
 # The tensor that gives an encoding away -> (container, its kernel, all local names)
 MARKS: dict[str, tuple[str, str, tuple[str, ...]]] = {
@@ -43,6 +47,7 @@ class Packed:
         shape: `(out_features, in_features)`.
         bits, group_size, symmetric: of its codes.
         dtype: of the decoded values.
+        read: gives the tensor of an entry.
     """
 
     name: str
@@ -54,15 +59,16 @@ class Packed:
     group_size: int | None
     symmetric: bool
     dtype: torch.dtype
+    read: Read = load
 
     @property
     def stored_bytes(self) -> int:
         return sum(e.nbytes for e in self.parts.values())
 
     @property
-    def payload_bytes(self) -> int:
-        """Of `stored_bytes` those of the codes; padding counts as codes."""
-        return next(self.parts[name].nbytes for name in ("weight_packed", "qweight", "weight") if name in self.parts)
+    def codes(self) -> TensorEntry:
+        """The entry of its codes, with their padding."""
+        return next(self.parts[name] for name in ("weight_packed", "qweight", "weight") if name in self.parts)
 
     @property
     def numel(self) -> int:
@@ -70,7 +76,7 @@ class Packed:
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """Its tensors by local name."""
-        return {name: load(entry) for name, entry in self.parts.items()}
+        return {name: self.read(entry) for name, entry in self.parts.items()}
 
     def decode(self) -> torch.Tensor:
         """The matrix `[out_features, in_features]`, by the reference kernel.
@@ -87,11 +93,14 @@ class Packed:
         return values
 
 
-def find_packed(entries: Mapping[str, TensorEntry], config: Mapping[str, Any] | None = None) -> dict[str, Packed]:
+def find_packed(
+    entries: Mapping[str, TensorEntry], config: Mapping[str, Any] | None = None, read: Read = load
+) -> dict[str, Packed]:
     """Name of a matrix -> how it is stored, for every encoded matrix among `entries`.
 
     Args:
         config: config.json; it settles the width of codes where few columns leave several possible.
+        read: gives the tensor of an entry: those of a coded folder are decoded.
 
     Raises CheckpointError when an encoding lacks a tensor or its shapes contradict each other.
     """
@@ -100,7 +109,7 @@ def find_packed(entries: Mapping[str, TensorEntry], config: Mapping[str, Any] | 
         for mark in MARKS:
             if full.endswith("." + mark):
                 name = full.removesuffix("." + mark)
-                out[name] = _packed(name, mark, entries, declared_bits(config or {}, name))
+                out[name] = _packed(name, mark, entries, declared_bits(config or {}, name), read)
     return out
 
 
@@ -121,27 +130,27 @@ def declared_bits(config: Mapping[str, Any], name: str) -> set[int]:
     return named or other
 
 
-def _packed(name: str, mark: str, entries: Mapping[str, TensorEntry], declared: set[int]) -> Packed:
+def _packed(name: str, mark: str, entries: Mapping[str, TensorEntry], declared: set[int], read: Read) -> Packed:
     container, kernel, locals_ = MARKS[mark]
     parts = {local: entries[f"{name}.{local}"] for local in locals_ if f"{name}.{local}" in entries}
     missing = [local for local in locals_ if local not in parts and local != "weight_zero_point"]
     if missing:
         raise CheckpointError(f"the encoding lacks {missing[0]}", where=name, fix="download the model again")
-    read = {"compressed-tensors": _compressed_tensors, "gptq": _gptq, "bitsandbytes": _bitsandbytes}[container]
+    facts = {"compressed-tensors": _compressed_tensors, "gptq": _gptq, "bitsandbytes": _bitsandbytes}[container]
     try:
-        shape, bits, groups, symmetric, dtype = read(parts, declared)
+        shape, bits, groups, symmetric, dtype = facts(parts, declared, read)
     except (ValueError, KeyError, IndexError, ZeroDivisionError) as error:
         raise CheckpointError(f"the encoding is damaged: {error}", where=name) from error
     group_size = None if groups == 1 else shape[1] // max(groups, 1)
-    return Packed(name, container, kernel, parts, shape, bits, group_size, symmetric, dtype)
+    return Packed(name, container, kernel, parts, shape, bits, group_size, symmetric, dtype, read)
 
 
 Facts = tuple[tuple[int, int], int, int, bool, torch.dtype]
 
 
-def _compressed_tensors(parts: dict[str, TensorEntry], declared: set[int]) -> Facts:
+def _compressed_tensors(parts: dict[str, TensorEntry], declared: set[int], read: Read) -> Facts:
     rows, words = parts["weight_packed"].shape
-    stored = [int(n) for n in load(parts["weight_shape"]).tolist()]
+    stored = [int(n) for n in read(parts["weight_shape"]).tolist()]
     if len(stored) != 2 or stored[0] != rows or not 0 < stored[1] <= 16 * words:
         raise ValueError(f"weight_shape says {stored}, weight_packed has {rows} rows of {words} words")
     scale = parts["weight_scale"]
@@ -165,22 +174,22 @@ def _bits(words: int, columns: int, declared: set[int]) -> int:
     return next((b for b in fits if b in declared), fits[0])
 
 
-def _gptq(parts: dict[str, TensorEntry], declared: set[int]) -> Facts:
+def _gptq(parts: dict[str, TensorEntry], declared: set[int], read: Read) -> Facts:
     groups, rows = parts["scales"].shape
     columns = parts["g_idx"].shape[0]
     bits = parts["qweight"].shape[0] * 32 // columns
     if not 2 <= bits <= 8:
         raise ValueError(f"qweight has {parts['qweight'].shape[0]} rows for {columns} columns")
-    zeros = load(parts["qzeros"])
+    zeros = read(parts["qzeros"])
     middle = (1 << (bits - 1)) - 1
     first = int(zeros.flatten()[0]) & ((1 << bits) - 1) if zeros.numel() else middle
     return (rows, columns), bits, groups, first == middle, parts["scales"].dtype
 
 
-def _bitsandbytes(parts: dict[str, TensorEntry], declared: set[int]) -> Facts:
+def _bitsandbytes(parts: dict[str, TensorEntry], declared: set[int], read: Read) -> Facts:
     import json
 
-    state = json.loads(bytes(load(parts["weight.quant_state.bitsandbytes__nf4"]).tolist()))
+    state = json.loads(bytes(read(parts["weight.quant_state.bitsandbytes__nf4"]).tolist()))
     rows, columns = (int(n) for n in state["shape"])
     if parts["weight"].numel * 2 != rows * columns or rows < 1 or columns < 1:
         raise ValueError(f"quant_state says {rows} x {columns}, weight has {parts['weight'].numel} bytes")
@@ -189,12 +198,43 @@ def _bitsandbytes(parts: dict[str, TensorEntry], declared: set[int]) -> Facts:
 
 
 def split(
-    entries: Mapping[str, TensorEntry], config: Mapping[str, Any]
+    entries: Mapping[str, TensorEntry], config: Mapping[str, Any], read: Read = load
 ) -> tuple[dict[str, Packed], dict[str, TensorEntry]]:
     """The encoded matrices of a folder and the tensors that stay as they are."""
-    packed = find_packed(entries, config)
+    packed = find_packed(entries, config, read)
     used = {e.name for p in packed.values() for e in p.parts.values()}
     return packed, {name: e for name, e in entries.items() if name not in used}
+
+
+def refuse_undecodable(
+    config: Mapping[str, Any], entries: Mapping[str, TensorEntry], packed: Mapping[str, Packed]
+) -> None:
+    """Raise UnsupportedError where the weights of a quantized model are more than what `packed` decodes."""
+    own = config.get("quantization_config")
+    if not isinstance(own, dict) or not own:
+        return
+    method, reason = own.get("quant_method"), None
+    names = {matrix.name: {entry.name for entry in matrix.parts.values()} for matrix in packed.values()}
+    if not packed or own.get("checkpoint_format", "gptq") != "gptq":
+        reason = f"its weights were quantized in a way that llmc does not decode ({method})"
+    for name in entries if reason is None else ():
+        stem, dot, local = name.rpartition(".")
+        while dot and stem not in names:
+            stem, dot, more = stem.rpartition(".")
+            local = f"{more}.{local}"
+        if dot and name not in names[stem] and local != "bias":
+            reason = f"{name} belongs to an encoding that llmc does not decode ({method})"
+            break
+    if reason is None and method == "compressed-tensors" and _has_floats(own):
+        reason = "some of its weights are quantized to floats"
+    if reason is not None:
+        raise UnsupportedError(reason, fix="turn it into what it was with llmc decompress")
+
+
+def _has_floats(quantization: Mapping[str, Any]) -> bool:
+    groups = quantization.get("config_groups")
+    weights = [g.get("weights") for g in groups.values() if isinstance(g, dict)] if isinstance(groups, dict) else []
+    return any(isinstance(own, dict) and own.get("type", "int") != "int" for own in weights)
 
 
 def bits_by_encoding(packed: Mapping[str, Packed]) -> dict[str, float]:

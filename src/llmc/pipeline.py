@@ -12,6 +12,7 @@ from typing import Any
 from llmc.artifact import Artifact
 from llmc.budgets import forget_survey, with_rates, within_kl
 from llmc.checkpoint import Checkpoint
+from llmc.entropy import CODED, code_folders
 from llmc.errors import GateError, UnsupportedError, UsageError
 from llmc.eval.tasks import load_tasks
 from llmc.execution import Written, calibrate, execute, held_out, open_tokenizer
@@ -212,10 +213,15 @@ def _write(
 ) -> RunResult:
     results: list[RunResult] = []
 
-    def finish(artifact: Artifact, written: Written) -> None:
-        results.append(_finish(job, artifact, written, progress, allow_unresolved))
+    plain = replace(job, recipe=replace(job.recipe, entropy=False))  # what is coded is what a run without it writes
 
-    execute(job, out, fresh=fresh, force=force, progress=progress, finish=finish)
+    def finish(artifact: Artifact, written: Written) -> None:
+        result = _finish(plain, artifact, written, progress, allow_unresolved)
+        coded = code_folders(artifact, result.folders, progress) if job.recipe.entropy else None
+        artifact.finish("model" if coded is None else CODED)
+        results.append(result if coded is None else replace(result, folders=coded))
+
+    execute(plain, out, fresh=fresh, force=force, progress=progress, finish=finish)
     return results[0]
 
 
@@ -242,7 +248,7 @@ def _upper_kl(job: Job, folder: Path, progress: Progress | None) -> float:
 def _finish(
     job: Job, artifact: Artifact, written: Written, progress: Progress | None, allow_unresolved: bool
 ) -> RunResult:
-    """Complete every folder, evaluate while the model is still in its work folder, seal, put in place."""
+    """Complete every folder, evaluate while the model is still in its work folder, seal."""
     reports: dict[str, Any] = {}
     folders = {}
     gates: tuple[GateResult, ...] = ()
@@ -257,7 +263,6 @@ def _finish(
             gates += tuple(check_gates(job.recipe.gates, figures, allow_unresolved=allow_unresolved))
         seal(reports.get(name))
         folders[name] = folder_summary(job, container, place, written)
-    artifact.finish()
     notes = (*written.notes, *_shortfall(written))
     return RunResult(artifact.out, folders, notes, reports, gates)
 

@@ -18,6 +18,7 @@ from llmc.errors import MemoryLimitError, UnsupportedError, UsageError
 from llmc.formats import CONTAINERS
 from llmc.formats.container import Container, Facts, Spec
 from llmc.layout import Shapes, WeightFiles, arrange, coded_files, nbytes
+from llmc.lossless_writing import at_most
 from llmc.recipe import Recipe, Stage
 from llmc.registry import suggest
 from llmc.sidecar import sidecar_bytes
@@ -67,7 +68,7 @@ class PlanResult:
     """What a run will cost and who can load the result.
 
     Attributes:
-        files: weight file -> bytes, exact.
+        files: weight file -> bytes, exact; with `at_most` what they will not exceed.
         other_bytes: config, tokenizer, kernel, manifest and card, about.
         peak_ram_bytes: upper estimate of the resident size.
         runtimes: container -> runtime -> `yes ...` or `no: why`.
@@ -81,9 +82,11 @@ class PlanResult:
     runtimes: dict[str, dict[str, str]]
     targets: int
     original_bytes: int
+    at_most: bool = False
 
     def to_json(self) -> dict[str, Any]:
         return {
+            "at_most": self.at_most,
             "files": self.files,
             "weight_bytes": self.weight_bytes,
             "other_bytes": self.other_bytes,
@@ -97,7 +100,7 @@ class PlanResult:
     def tables(self) -> list[Table]:
         sizes = [(name, f"{size:,}") for name, size in self.files.items()]
         sizes += [
-            ("all weight files", f"{self.weight_bytes:,}"),
+            (f"all weight files{', at most' if self.at_most else ''}", f"{self.weight_bytes:,}"),
             ("of the original", f"{self.weight_bytes / max(self.original_bytes, 1):.1%}"),
             ("other files, about", f"{self.other_bytes:,}"),
             ("peak RAM, at most about", f"{self.peak_ram_bytes:,}"),
@@ -139,17 +142,27 @@ def prepare(recipe: Recipe, checkpoint: Checkpoint) -> Job:
 def describe(job: Job) -> PlanResult:
     """The plan of a job."""
     specs = list(job.specs.values())
-    files = {f"{folder}/{n}" if folder else n: s for folder, f in job.files.items() for n, s in f.sizes.items()}
+    entropy = job.recipe.entropy
+    sizes = {folder: at_most(f) if entropy else f.sizes for folder, f in job.files.items()}
+    files = {f"{folder}/{n}" if folder else n: s for folder, own in sizes.items() for n, s in own.items()}
+    runtimes = {name: c.runtimes(specs, job.facts) for name, c in job.containers.items()}
     return PlanResult(
         files=files,
         weight_bytes=sum(files.values()),
         other_bytes=sum(sidecar_bytes(job.checkpoint.folder, len(job.checkpoint.entries)) for _ in job.containers),
         peak_ram_bytes=peak_ram(job),
         bits_per_weight=target_bits(next(iter(job.containers.values())), specs),
-        runtimes={name: c.runtimes(specs, job.facts) for name, c in job.containers.items()},
+        runtimes={name: _after_export(name, says) for name, says in runtimes.items()} if entropy else runtimes,
         targets=len(specs),
         original_bytes=sum(e.nbytes for e in job.checkpoint.entries.values()),
+        at_most=entropy,
     )
+
+
+def _after_export(container: str, runtimes: dict[str, str]) -> dict[str, str]:
+    """Who loads coded folders, and who loads what `llmc export` makes of them."""
+    own = {"llmc.load": "yes, also with weights coded in memory", "transformers": "yes, after `import llmc.hf`"}
+    return own | {f"{name}, after llmc export --format {container}": says for name, says in runtimes.items()}
 
 
 def target_bits(container: Container, specs: Sequence[Spec]) -> float:

@@ -127,6 +127,7 @@ class Recipe:
         allow_nonfinite: keep tensors with NaN or Inf as they are.
         size: bytes that all weight files together may have; stages that share a budget get their rates from it.
         max_kl: nats per token, at the upper end of the interval, on calibration text that no statistic saw.
+        entropy: store what the containers hold at the size of its entropy; `llmc export` gives their files back.
         gates: see `llmc.gates`.
     """
 
@@ -143,6 +144,7 @@ class Recipe:
     allow_nonfinite: bool = False
     size: int | None = field(default=None, metadata={"parse": parse_bytes})
     max_kl: float | None = option(None, "most KL divergence, upper end of its interval", least=1e-6, most=10.0)
+    entropy: bool = False
     eval: EvalOptions | None = None
     gates: tuple[str, ...] = field(default=(), metadata={"check": check_gate})
     push: PushOptions | None = None
@@ -191,6 +193,7 @@ def from_options(
     bits_per_weight: float | None = None,
     size: int | str | None = None,
     max_kl: float | None = None,
+    entropy: bool | None = None,
 ) -> Recipe:
     """The recipe of a one-stage job. None leaves a field at its own default.
 
@@ -206,22 +209,12 @@ def from_options(
     """
     budget = any(each is not None for each in (bits_per_weight, size, max_kl))
     name = method or ("trellis" if budget else "rtn" if calibration is None else "gptq")
-    flags = {
-        "bits": bits,
-        "bits_per_weight": bits_per_weight,
-        "group_size": group_size,
-        "symmetric": symmetric,
-        "act_order": act_order,
-    }
+    flags: dict[str, Any] = {"bits": bits, "group_size": group_size, "symmetric": symmetric, "act_order": act_order}
+    flags["bits_per_weight"] = bits_per_weight
     text: dict[str, Any] = {"source": calibration, "num_samples": num_samples, "sequence_length": sequence_length}
     rest: dict[str, Any] = {"seed": seed, "formats": formats, "device": device, "compute_dtype": compute_dtype}
-    rest |= {
-        "size": size,
-        "max_kl": max_kl,
-        "max_memory": max_memory,
-        "revision": revision,
-        "allow_nonfinite": allow_nonfinite,
-    }
+    rest |= {"max_memory": max_memory, "revision": revision, "allow_nonfinite": allow_nonfinite, "entropy": entropy}
+    rest |= {"size": size, "max_kl": max_kl}
     try:
         stage = {"method": Node(name, "--method"), **_nodes({"targets": targets, "ignore": ignore})}
         stage |= _method_nodes(name, flags, options or {})
@@ -291,6 +284,8 @@ def _read(tree: Node) -> Recipe:
             fix = "add `calibration: {source: FILE_OR_DATASET}`, or give --set calibration.source=FILE_OR_DATASET"
             raise RecipeError("needs calibration text", where=_stage_place(index, stage.name).at(node), fix=fix)
     _check_budget(recipe, parts)
+    if recipe.entropy and "llmc" in recipe.formats:
+        raise RecipeError("format llmc is entropy coded already", where=parts["entropy"].where, fix="leave it out")
     _check_gates(recipe, parts)
     return recipe
 

@@ -13,6 +13,7 @@ from llmc.coded_files import INDEX as CODED_INDEX
 from llmc.formats.container import Container, Facts, Spec
 from llmc.formats.kernel_folder import kernel_files
 from llmc.manifest import MANIFEST, SUMS, dump_json
+from llmc.originals import ARCHIVE
 from llmc.safetensors_file import is_regular
 
 CARRIED = (
@@ -58,7 +59,7 @@ def carried_files(folder: Path) -> list[Path]:
 
 def plain_files(folder: Path) -> list[Path]:
     """All files of a folder that are neither weights, nor code, nor hidden, nor llmc's own record of it."""
-    own = (MANIFEST, SUMS)
+    own = (MANIFEST, SUMS, ARCHIVE)
     weights = (*NEVER, "*.safetensors.index.json", "*.ckpt", "*.h5", "*.msgpack", "*.onnx", "*.npz")
     return [
         p

@@ -18,14 +18,14 @@ import torch
 from llmc import lossless_verification
 from llmc.artifact import raw_bytes
 from llmc.checkpoint import Checkpoint, read_config
-from llmc.coded_files import CodedTensors, cores, is_coded
+from llmc.coded_files import is_coded
 from llmc.encoding import decibels
 from llmc.errors import InputError, LlmcError, VerifyError, printable
 from llmc.hub import resolve_model
 from llmc.loading import located
 from llmc.manifest import MANIFEST, SUMS, digest_file, dump_json, field_digests, malformed, salvaged
-from llmc.packed import find_packed
-from llmc.safetensors_file import TensorEntry, load, read_file, read_folder
+from llmc.safetensors_file import TensorEntry, load, read_file
+from llmc.stored import Stored, stored
 from llmc.structure import Progress, Table, silent
 
 TOLERANCE_DB = 1e-3
@@ -34,7 +34,13 @@ DECODED = "matrices decoded by the reference kernel to the recorded values"
 
 @dataclass(frozen=True)
 class Verification:
-    """The outcome: `problems` is empty when everything is as recorded."""
+    """The outcome: `problems` is empty when everything is as recorded.
+
+    Attributes:
+        decoded: tensors of a lossless folder, matrices of any other, that decode to what is recorded.
+        matrices: encoded matrices that do.
+        measured: against the original, errors were measured again; otherwise bits were compared.
+    """
 
     name: str
     files: int
@@ -42,7 +48,9 @@ class Verification:
     decoded: int
     against: str | None
     problems: tuple[str, ...]
+    matrices: int = 0
     lossless: bool = False
+    measured: bool = True
 
     @property
     def ok(self) -> bool:
@@ -64,6 +72,7 @@ class Verification:
             "files": self.files,
             "tensors": self.tensors,
             "decoded": self.decoded,
+            "matrices": self.matrices,
             "against": self.against,
             "problems": list(self.problems),
         }
@@ -72,10 +81,12 @@ class Verification:
         if self.problems:
             return [Table(f"{self.name}: differs", ("problem",), tuple((p,) for p in self.problems))]
         rows = [("files as sealed", str(self.files)), ("tensors as recorded", str(self.tensors))]
-        how = "tensors decoded to the recorded bits" if self.lossless else DECODED
-        rows.append((how, str(self.decoded)))
+        if self.lossless:
+            rows.append(("tensors decoded to the recorded bits", str(self.decoded)))
+        if self.matrices or not self.lossless:
+            rows.append((DECODED, str(self.matrices)))
         if self.against:
-            rows.append(("same bits as" if self.lossless else "errors reproduced against", self.against))
+            rows.append(("errors reproduced against" if self.measured else "same bits as", self.against))
         return [Table(f"{self.name}: verified", ("checked", "count"), tuple(rows))]
 
 
@@ -85,7 +96,8 @@ def verify(folder: str | Path, against: str | Path | None = None, *, progress: P
     Args:
         folder: the artifact.
         against: the original model: the reported errors are measured again and the other tensors compared; of a
-            lossless folder all tensors are compared.
+            lossless folder all tensors are compared, unless it holds encoded matrices and this is the model that
+            they were made from.
 
     Raises:
         InputError: the folder is no artifact of llmc.
@@ -99,16 +111,25 @@ def verify(folder: str | Path, against: str | Path | None = None, *, progress: P
     problems += [f"{MANIFEST}: {what}" for what in wrong]
     for name in damaged:
         problems += _explain(path, name, manifest)
-    tensors, decoded = 0, 0
+    tensors, matrices = 0, 0
     if not problems:
-        problems, tensors, decoded = _check_values(path, manifest, report)
+        problems, tensors, matrices = _check_values(path, manifest, report)
+    measured = against is None or not is_coded(path) or _made_from(located(against), manifest)
     if not problems and against is not None:
-        check = lossless_verification.check_against if _lossless(path, manifest) else _check_against
+        check = _check_against if measured else lossless_verification.check_against
         problems = check(path, located(against), manifest)
     original = None if against is None else Path(against).name
     lines = tuple(dict.fromkeys(map(printable, problems)))
     count = len(manifest.get("files", {}))
-    return Verification(path.name, count, tensors, decoded, original, lines, _lossless(path, manifest))
+    decoded = tensors if is_coded(path) else matrices
+    return Verification(path.name, count, tensors, decoded, original, lines, matrices, is_coded(path), measured)
+
+
+def _made_from(original: Path, manifest: dict[str, Any]) -> bool:
+    """Whether a coded folder holds matrices that were encoded, and `original` is a model that was not."""
+    if not manifest.get("targets") or not (original / "config.json").is_file():
+        return False
+    return "quantization_config" not in read_config(original)
 
 
 def require_verified(folder: Path) -> None:
@@ -255,18 +276,23 @@ def _check_values(path: Path, manifest: dict[str, Any], progress: Progress) -> t
 
     Returns the problems, and how many tensors and how many Targets were compared.
     """
-    if _lossless(path, manifest):
-        return lossless_verification.check_values(path, manifest, progress)
+    rows = manifest.get("targets", [])
+    problems: list[str] = []
+    tensors = 0
+    if is_coded(path):
+        problems, tensors = lossless_verification.check_values(path, manifest, progress)
+    if is_coded(path) and (problems or not rows):
+        return problems, tensors, 0
     try:
-        stored = _Stored(path)
+        held = stored(path, read_config(path))
     except InputError as error:
         return [str(error)], 0, 0
-    problems = _damaged_tensors(stored.entries, manifest.get("tensors", {}))
-    rows = manifest.get("targets", [])
+    if not held.coded:
+        problems, tensors = _damaged_tensors(held.entries, manifest.get("tensors", {})), len(held.entries)
     for done, row in enumerate(rows):
         progress("decode", done, len(rows))
         try:
-            values = stored.decoded(row)
+            values = _decoded(row, held)
         except KeyError:
             problems.append(f"target {row['target']}: {row['tensor']} is not stored")
             continue
@@ -275,42 +301,24 @@ def _check_values(path: Path, manifest: dict[str, Any], progress: Progress) -> t
             continue
         if hashlib.sha256(raw_bytes(values)).hexdigest() != row["decoded"]:
             problems.append(f"target {row['target']}: decodes to other values than recorded")
-    return problems, len(stored.entries), len(rows)
+    return problems, tensors, len(rows)
 
 
-class _Stored:
-    """The tensors of an artifact, encoded ones decoded by other code than wrote them."""
-
-    def __init__(self, path: Path) -> None:
-        self.coded = CodedTensors(path) if is_coded(path) else None
-        self.entries = self.coded.entries if self.coded else read_folder(path)
-        self.packed = {} if self.coded else find_packed(self.entries, read_config(path))
-
-    def tensor(self, name: str) -> torch.Tensor:
-        """A tensor as it is, or as its coded bytes stand for it. Raises KeyError when there is none."""
-        return self.coded.load(name, threads=cores()) if self.coded else load(self.entries[name])
-
-    def decoded(self, row: dict[str, Any]) -> torch.Tensor:
-        """The values `[out_features, in_features]` of a Target by its row of the manifest."""
-        if row["target"] in self.packed:
-            return self.packed[row["target"]].decode()
-        values = self.tensor(row["tensor"])
-        return values.t().contiguous() if row["transposed"] else values
-
-
-def _lossless(path: Path, manifest: dict[str, Any]) -> bool:
-    """Whether every tensor of an artifact is there bit for bit."""
-    return is_coded(path) and "targets" not in manifest
+def _decoded(row: dict[str, Any], held: Stored) -> torch.Tensor:
+    if row["target"] in held.packed:
+        return held.packed[row["target"]].decode()
+    tensor = held.read(held.entries[row["tensor"]])
+    return tensor.t().contiguous() if row["transposed"] else tensor
 
 
 def _check_against(path: Path, original: Path, manifest: dict[str, Any]) -> list[str]:
     """Measure the errors again from the original weights, and compare the tensors that were kept."""
     checkpoint = Checkpoint(original)
     targets = {t.tensor: t for t in checkpoint.targets}
-    stored = _Stored(path)
+    held = stored(path, read_config(path))
     problems = []
     for row in manifest.get("targets", []):
-        target, decoded = targets.get(row["tensor"]), stored.decoded(row)
+        target, decoded = targets.get(row["tensor"]), _decoded(row, held)
         if target is None or target.shape != tuple(decoded.shape):
             problems.append(f"target {row['target']}: not in {original.name}, or of another shape there")
             continue
@@ -319,11 +327,14 @@ def _check_against(path: Path, original: Path, manifest: dict[str, Any]) -> list
             problems.append(f"target {row['target']}: SNR {snr} dB, reported {row['snr_db']}")
     encoded = {row["tensor"] for row in manifest.get("targets", [])}
     for name in checkpoint.stored:
-        if name in encoded:
-            continue
-        if name not in stored.entries or raw_bytes(stored.tensor(name)) != raw_bytes(checkpoint.tensor(name)):
+        same = name in encoded or (name in held.entries and _same(held, name, checkpoint))
+        if not same:
             problems.append(f"tensor {name}: differs from {original.name}")
     return problems
+
+
+def _same(held: Stored, name: str, checkpoint: Checkpoint) -> bool:
+    return raw_bytes(held.read(held.entries[name])) == raw_bytes(checkpoint.tensor(name))
 
 
 def signal_to_noise(original: torch.Tensor, decoded: torch.Tensor) -> float | None:

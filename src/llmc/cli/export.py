@@ -17,7 +17,8 @@ Format = Annotated[
 def export(output: Output, folder: Folder, format: Format, out: Out, force: Force = False) -> None:
     """Write the same values in another container.
 
-    Nothing is quantized again.
+    Nothing is quantized again. Of what `--entropy` or `llmc lossless` coded, the format that was coded comes back
+    file by file as it was.
 
     \b
     Example:

@@ -39,6 +39,8 @@ def lossless(
 ) -> None:
     """Write a bit-exact copy in about two thirds of the bytes.
 
+    Quantized models too: their codes take less than their width, and the copy still loads.
+
     \b
     Example:
       llmc lossless ./model -o ./model-lossless

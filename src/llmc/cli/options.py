@@ -89,6 +89,10 @@ class Job:
     allow_nonfinite: Annotated[
         bool, Option("--allow-nonfinite", help="Keep tensors with NaN or Inf as they are instead of refusing them.")
     ] = False
+    entropy: Annotated[
+        bool,
+        Option("--entropy", help="Store codes at the size of their entropy; `llmc export` gives the format's files."),
+    ] = False
 
     def arguments(self) -> dict[str, Any]:
         """Keyword arguments for the library. What was not given is left out: defaults are the library's.

@@ -9,10 +9,9 @@ from typing import Any
 
 import torch
 
-from llmc.coded_files import CodedTensors, is_coded
+from llmc.checkpoint import read_config
 from llmc.errors import CheckpointError
-from llmc.packed import find_packed
-from llmc.safetensors_file import TensorEntry, read_folder
+from llmc.stored import Stored, stored
 
 
 @dataclass(frozen=True)
@@ -45,12 +44,12 @@ class Sizes:
 
 def folder_sizes(folder: Path) -> Sizes:
     """Sizes of the model in `folder`. Raises CheckpointError where it holds no readable model."""
-    entries = CodedTensors(folder).entries if is_coded(folder) else read_folder(folder)
+    tensors = stored(folder, read_config(folder))
     return Sizes(
-        weight_bytes=sum(file.stat().st_size for file in {entry.file for entry in entries.values()}),
-        stored_bits=8 * sum(entry.nbytes for entry in entries.values()),
+        weight_bytes=tensors.weight_bytes,
+        stored_bits=8 * sum(tensors.sizes.values()),
         elements=represented_elements(folder),
-        **_targeted(entries),
+        **_targeted(tensors),
     )
 
 
@@ -87,13 +86,14 @@ def first_line(error: BaseException) -> str:
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
-def _targeted(entries: dict[str, TensorEntry]) -> dict[str, float]:
+def _targeted(tensors: Stored) -> dict[str, float]:
     """What the encoded matrices take, by name of the field; empty where there are none."""
-    packed = find_packed(entries).values()
+    packed = tensors.packed.values()
     if not packed:
         return {}
     elements = sum(p.numel for p in packed)
-    total, codes = sum(p.stored_bytes for p in packed), sum(p.payload_bytes for p in packed)
+    total = sum(tensors.bytes_of(p) for p in packed)
+    codes = sum(tensors.sizes[p.codes.name] for p in packed)
     return {
         "targeted_bits_per_weight": 8 * total / elements,
         "overhead_bits_per_weight": 8 * (total - codes) / elements,

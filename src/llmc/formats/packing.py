@@ -18,21 +18,30 @@ def words_per_row(columns: int, bits: int) -> int:
 
 def pack_rows(codes: torch.Tensor, bits: int) -> torch.Tensor:
     """Pack `codes: uint8 [rows, columns]`, each below `2**bits`, into `int32 [rows, words]`."""
-    rows, columns = codes.shape
-    words = words_per_row(columns, bits)
-    out = torch.zeros(rows, words, dtype=torch.int32)
-    out_bytes = out.view(torch.uint8)
-    step = max(1, TILE // max(columns, 1))
-    for a in range(0, rows, step):
-        stream = _pack_bytes(codes[a : a + step], bits)[:, : words * 4]
-        out_bytes[a : a + step, : stream.shape[1]] = stream
-    return out
+    words = words_per_row(codes.shape[1], bits)
+    return pack_bytes(codes, bits, 4 * words).view(-1).view(torch.int32).view(codes.shape[0], words)
 
 
 def unpack_rows(packed: torch.Tensor, bits: int, columns: int) -> torch.Tensor:
     """Inverse of `pack_rows`: `int32 [rows, words]` to `uint8 [rows, columns]`."""
     rows, words = packed.shape
-    stream = packed.contiguous().view(torch.uint8).reshape(rows, words * 4)
+    return unpack_bytes(packed.contiguous().view(torch.uint8).reshape(rows, words * 4), bits, columns)
+
+
+def pack_bytes(codes: torch.Tensor, bits: int, size: int) -> torch.Tensor:
+    """As `pack_rows`, into rows of `size` bytes, `uint8 [rows, size]`: enough for the codes, the rest zeros."""
+    rows, columns = codes.shape
+    out = torch.zeros(rows, size, dtype=torch.uint8)
+    step = max(1, TILE // max(columns, 1))
+    for a in range(0, rows, step):
+        stream = _pack_bytes(codes[a : a + step], bits)[:, :size]
+        out[a : a + step, : stream.shape[1]] = stream
+    return out
+
+
+def unpack_bytes(stream: torch.Tensor, bits: int, columns: int) -> torch.Tensor:
+    """Inverse of `pack_bytes`: `uint8 [rows, size]` to `uint8 [rows, columns]`."""
+    rows = stream.shape[0]
     out = torch.empty(rows, columns, dtype=torch.uint8)
     step = max(1, TILE // max(columns, 1))
     for a in range(0, rows, step):

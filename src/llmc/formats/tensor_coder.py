@@ -1,8 +1,8 @@
 """How a tensor is coded best: what `coded_tensor` decodes, chosen by measured bytes.
 
 `balanced` codes exponents and keeps the rest, `small` takes the top of the mantissa into the symbol and gives rows or
-columns of different scale tables of their own, where that pays, `fast` codes exponents at a fixed length. Nothing is
-ever larger than raw bytes and a head.
+columns of different scale tables of their own, where that pays, `fast` codes exponents at a fixed length. Integers
+that hold packed codes are cut into these, but in `fast`. Nothing is ever larger than raw bytes and a head.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from llmc.formats import bitmaps, planes, rans, trellis_kernel
-from llmc.formats.coded_tensor import (
-    AXES,
+from llmc.formats import bitmaps, code_choice, packed_codes, planes, rans, trellis_kernel
+from llmc.formats.coded_head import (
     BITMAPS,
     BYTES,
     CODERS,
+    CODES,
     COLUMNS,
     CONSTANT,
     INTEGERS,
@@ -48,6 +48,8 @@ CLASSES = 16
 """Most groups of rows or columns: a power of two; half as many, and so on, are tried too."""
 WORTH = 1e-4
 """Share of the tensor's bytes that groups must save: they cost a pass over memory when decoding."""
+INTEGER_CODES = ("uint8", "int8", "uint16", "int16", "uint32", "int32", "uint64", "int64")
+"""Dtypes that codes are packed into."""
 SAMPLE = 1 << 16
 NOISE = 7.5
 """Entropy of a byte below which it is coded in any mode; that of the sign and a mantissa of 7 bits is 7.9."""
@@ -96,10 +98,10 @@ class Coded:
             "kind": KINDS[self.head.kind],
             "held": self.head.held,
             "coder": CODERS[self.head.coder] if self.head.kind == PLANES else None,
-            "coded_bits": self.head.split.coded if self.head.split else 0,
+            "coded_bits": self.head.split.coded if self.head.split else self.head.cut.bits if self.head.cut else 0,
             "entropy": None if self.entropy is None else round(self.entropy, 6),
             "limit_bits": None if self.limit_bits is None else round(self.limit_bits, 6),
-            "axis": AXES[self.head.axis],
+            "axis": self.head.members,
             "groups": self.head.groups,
             "gained_bytes": self.gained_bytes,
         }
@@ -126,6 +128,8 @@ def encode(tensor: torch.Tensor, mode: str = "balanced", *, threads: int = 1) ->
         tried.append(_numbers(tensor if held is None else tensor.to(held), plain, mode, threads))
     if dtype not in planes.BALANCED or _low_bytes_say_something(data, SIZES[dtype]):
         tried.append(_integers(data, plain, threads))
+    if dtype in INTEGER_CODES and mode != "fast":
+        tried += _codes(data, plain, threads)
     return min(tried, key=lambda coded: coded.nbytes)
 
 
@@ -292,6 +296,20 @@ def _integers(data: Bytes, plain: Head, threads: int) -> Coded:
         flags.append(stream.size < own.size)
         parts.append(stream if flags[-1] else own)
     return _coded(replace(plain, kind=BYTES, coded=tuple(flags)), parts)
+
+
+def _codes(data: Bytes, plain: Head, threads: int) -> list[Coded]:
+    """Packed codes as one plane; nothing where no way to cut them is worth it."""
+    size, width = SIZES[plain.dtype], max(1, plain.table[1])
+    choice = code_choice.choose(data, size, width)
+    if choice is None:
+        return []
+    cut = packed_codes.cut_of(data, size, width, choice.cut.bits, choice.cut.along)
+    codes = packed_codes.unpack(data, size, cut)
+    if codes is None:
+        return []
+    head = replace(plain, kind=CODES, cut=cut, axis=choice.axis, groups=1 << choice.log2_groups)
+    return [_coded(head, code_choice.parts(codes, choice, threads))]
 
 
 def _low_bytes_say_something(data: Bytes, size: int) -> bool:

@@ -41,7 +41,7 @@ DTYPES = [
     "float64",
     "complex64",
 ]
-RAW, CONSTANT, SAME, PLANES, BYTES, PIECES = range(6)
+RAW, CONSTANT, SAME, PLANES, BYTES, PIECES, CODES = range(7)
 
 
 class Reader:
@@ -95,6 +95,8 @@ def dequantize(data: bytes) -> torch.Tensor:
         return torch.cat([piece.view(torch.uint8) for piece in pieces]).view(whole).view(shape)
     if kind == PLANES:
         out = planes(reader, n, shape, narrow.itemsize)
+    elif kind == CODES:
+        out = packed_codes(reader, n, whole.itemsize)
     elif kind == BYTES:
         flags = reader.take(f"{whole.itemsize}B")
         stored = zip(reader.parts([flag == 1 for flag in flags]), flags, strict=True)
@@ -133,6 +135,23 @@ def planes(reader: Reader, n: int, shape: tuple[int, ...], size: int) -> np.ndar
         values = numbers(stream, raw, rows * cols, size, coder, *cut).reshape(rows, cols)
         table[(members, slice(None)) if axis == 1 else (slice(None), members)] = values
     return table.reshape(-1).view(np.uint8)
+
+
+def packed_codes(reader: Reader, n: int, size: int) -> np.ndarray:
+    """Integers of `size` bytes as bytes: lines of codes, low bits first, the rest of a line zeros."""
+    bits, along, axis, _ = reader.take("4B")
+    width, count = reader.number(), reader.number()
+    lines = n // width if along == 1 else width
+    parts = reader.parts([True] * (1 if axis == 0 else 2))
+    contexts = None
+    if axis:
+        group_of = decode(parts[0]).astype(np.uint8)
+        contexts = np.repeat(group_of, count) if axis == 1 else np.tile(group_of, lines)
+    codes = decode(parts[-1], contexts).reshape(lines, count, 1)
+    line = np.zeros((lines, 8 * size * n // lines), np.uint8)  # [lines, bits of a line]
+    line[:, : count * bits] = (codes >> np.arange(bits) & 1).reshape(lines, count * bits)
+    table = np.packbits(line, axis=1, bitorder="little").reshape(lines, -1, size)
+    return (table if along == 1 else table.transpose(1, 0, 2)).reshape(-1)
 
 
 def numbers(stream: bytes, raw: bytes, n: int, size: int, coder: int, sign_after: int, width: int) -> np.ndarray:

@@ -1,0 +1,52 @@
+"""The tensors of a model folder as they lie in it, coded without loss or not, and the encoded matrices among them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from llmc.coded_files import CodedTensors, held_config, is_coded
+from llmc.packed import READABLE, Packed, Read, split
+from llmc.safetensors_file import TensorEntry, load, read_folder
+
+
+@dataclass(frozen=True)
+class Stored:
+    """What a folder holds.
+
+    Attributes:
+        entries: name -> dtype and shape of the tensor; of a coded one those of what it decodes to.
+        sizes: name -> bytes on disk.
+        packed, plain: the encoded matrices, and the other tensors.
+        read: gives the tensor of an entry.
+        weight_bytes: of the files, headers included.
+        coded: what decodes the tensors of a coded folder.
+    """
+
+    entries: dict[str, TensorEntry]
+    sizes: dict[str, int]
+    packed: dict[str, Packed]
+    plain: dict[str, TensorEntry]
+    read: Read
+    weight_bytes: int
+    coded: CodedTensors | None = None
+
+    def bytes_of(self, packed: Packed) -> int:
+        """Bytes on disk of an encoded matrix."""
+        return sum(self.sizes[entry.name] for entry in packed.parts.values())
+
+
+def stored(path: Path, config: Mapping[str, Any]) -> Stored:
+    """The tensors of the folder `path` with this config.json. Raises CheckpointError where they cannot be read."""
+    coded = CodedTensors(path) if is_coded(path) else None
+    on_disk = coded.entries if coded else read_folder(path)
+    entries = coded.dense_entries() if coded else on_disk
+    read = coded.read if coded else load
+    held = held_config(config)
+    known = coded is None or (held.get("quantization_config") or {}).get("quant_method") in READABLE
+    packed, plain = split(entries, held, read) if known else ({}, entries)
+    sizes = {name: entry.nbytes for name, entry in on_disk.items()}
+    weight_bytes = sum(file.stat().st_size for file in {entry.file for entry in on_disk.values()})
+    return Stored(entries, sizes, packed, plain, read, weight_bytes, coded)
