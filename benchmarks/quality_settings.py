@@ -1,0 +1,95 @@
+"""Which settings `quality_per_byte.py` measures: ours, and those of every peer. To add one, add a line."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+OURS = "llmc"
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One point of the plot.
+
+    Attributes:
+        tool: `llmc`, or a key of `PEERS`.
+        line: settings of one line of the plot differ in size alone.
+        name: tells it from the others of its line.
+        options: for the tool's driver; of ours `words`, the command line after `llmc quantize MODEL -o OUT`.
+    """
+
+    tool: str
+    line: str
+    name: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def label(self) -> str:
+        return f"{self.line} {self.name}"
+
+    @property
+    def slug(self) -> str:
+        return re.sub(r"[^a-z0-9.]+", "-", self.label.lower()).strip("-")
+
+
+@dataclass(frozen=True)
+class Peer:
+    """A tool in an environment of its own: the module that shows it is there, and the driver in `peers/`."""
+
+    module: str
+    driver: str
+    settings: tuple[Setting, ...]
+
+
+def ours(line: str, name: str, *words: str) -> Setting:
+    """`llmc quantize MODEL -o OUT WORDS`; the calibration set is added to the words."""
+    return Setting(OURS, line, name, {"words": words})
+
+
+OUR_SETTINGS = (
+    *(ours("llmc gptq", f"W{b} g128", "--method", "gptq", "--bits", str(b)) for b in (2, 3, 4, 5, 6)),
+    *(ours("llmc gptq act-order", f"W{b} g128", "--method", "gptq", "--bits", str(b), "--act-order") for b in range(2, 7)),
+)
+
+LEADS = ("llmc gptq act-order",)
+"""Lines of ours that every peer is compared with."""
+
+
+def _gptq(tool: str, line: str, widths: tuple[int, ...], act_order: bool) -> tuple[Setting, ...]:
+    shared = {"method": "gptq", "group_size": 128, "damping": 0.01, "dtype": "bfloat16", "imports": None}
+    return tuple(Setting(tool, line, f"W{b} g128", {**shared, "bits": b, "act_order": act_order}) for b in widths)
+
+
+_LLM_COMPRESSOR = (
+    *_gptq("llm-compressor", "llm-compressor GPTQ", (2, 3, 4, 6), False),
+    *_gptq("llm-compressor", "llm-compressor GPTQ act-order", (2, 3, 4, 6), True),
+)
+
+_GPTQMODEL = (
+    *_gptq("gptqmodel", "GPTQModel", (2, 3, 4, 8), False),
+    *_gptq("gptqmodel", "GPTQModel act-order", (2, 3, 4, 8), True),
+)
+
+_K_QUANTS = ("Q2_K", "Q3_K_S", "Q3_K_M", "Q4_K_S", "Q4_K_M", "Q5_K_M", "Q6_K")
+_I_QUANTS = ("IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ2_M", "IQ3_XXS", "IQ3_XS", "IQ3_S", "IQ3_M", "IQ4_XS", "IQ4_NL")
+
+
+def _llama_cpp(line: str, types: tuple[str, ...], embedding: str | None) -> tuple[Setting, ...]:
+    return tuple(Setting("llama.cpp", line, name, {"type": name, "embedding": embedding}) for name in types)
+
+
+_LLAMA_CPP = (
+    *_llama_cpp("llama.cpp K-quants imatrix", _K_QUANTS, None),
+    *_llama_cpp("llama.cpp I-quants imatrix", _I_QUANTS, None),
+    *_llama_cpp("llama.cpp K-quants imatrix, bf16 embedding", _K_QUANTS, "BF16"),
+    *_llama_cpp("llama.cpp I-quants imatrix, bf16 embedding", _I_QUANTS, "BF16"),
+)
+
+PEERS = {
+    "llm-compressor": Peer("llmcompressor", "llm_compressor.py", _LLM_COMPRESSOR),
+    "gptqmodel": Peer("gptqmodel", "gptq_model.py", _GPTQMODEL),
+    "llama.cpp": Peer("llama_cpp", "llama_cpp_model.py", _LLAMA_CPP),
+}
