@@ -74,7 +74,7 @@ _GPTQMODEL = (
 )
 
 _K_QUANTS = ("Q2_K", "Q3_K_S", "Q3_K_M", "Q4_K_S", "Q4_K_M", "Q5_K_M", "Q6_K")
-_I_QUANTS = ("IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ2_M", "IQ3_XXS", "IQ3_XS", "IQ3_S", "IQ3_M", "IQ4_XS", "IQ4_NL")
+_I_QUANTS = ("IQ2_XXS", "IQ2_S", "IQ2_M", "IQ3_XXS", "IQ3_S", "IQ4_XS")
 
 
 def _llama_cpp(line: str, types: tuple[str, ...], embedding: str | None) -> tuple[Setting, ...]:
@@ -88,8 +88,11 @@ _LLAMA_CPP = (
     *_llama_cpp("llama.cpp I-quants imatrix, bf16 embedding", _I_QUANTS, "BF16"),
 )
 
+_HQQ = tuple(Setting("hqq", "HQQ", f"W{b} g64", {"bits": b, "group_size": 64}) for b in (2, 3, 4, 6, 8))
+
 PEERS = {
     "llm-compressor": Peer("llmcompressor", "llm_compressor.py", _LLM_COMPRESSOR),
     "gptqmodel": Peer("gptqmodel", "gptq_model.py", _GPTQMODEL),
     "llama.cpp": Peer("llama_cpp", "llama_cpp_model.py", _LLAMA_CPP),
+    "hqq": Peer("hqq", "hqq_model.py", _HQQ),
 }

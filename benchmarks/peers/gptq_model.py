@@ -39,6 +39,24 @@ def main() -> None:
     model.quantize([{"input_ids": row, "attention_mask": [1] * len(row)} for row in ids], batch_size=1)
     model.save(job["out"])
     AutoTokenizer.from_pretrained(job["model"]).save_pretrained(job["out"])
+    if "dense" in job:
+        decode(job)
+
+
+def decode(job: dict[str, Any]) -> None:
+    """The folder as the tool opens it: its torch kernel dequantizes, and is asked for its own forward."""
+    import torch
+    from peers.dense import forward_of, safetensors_sizes, write
+
+    gptqmodel: Any = import_module("gptqmodel")
+    opened = gptqmodel.GPTQModel.load(job["out"], device="cpu", dtype=torch.float32, backend=gptqmodel.BACKEND.TORCH)
+    model = opened.model.eval()
+    weights = {
+        f"{name}.weight": module.dequantize_weight().T
+        for name, module in model.named_modules()
+        if hasattr(module, "dequantize_weight")
+    }
+    write(job, weights, forward_of(model, job), safetensors_sizes(Path(job["out"])), ("gptqmodel", "torch"))
 
 
 def _arguments() -> argparse.Namespace:

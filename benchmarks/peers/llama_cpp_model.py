@@ -4,8 +4,8 @@ Three things that llama.cpp leaves to tools which the Python package does not br
 original is written with gguf-py: float32, rows of query and key in llama.cpp's order, no tokenizer. The importance matrix
 is what llama-imatrix computes, the mean square of each input column over the calibration tokens, taken from transformers'
 forward in float32; like there the embedding has none. The quantizer is called through its C interface, which takes that
-matrix as it is. Decoding is gguf-py's. The tool's own forward keeps keys and values in float32; it rounds activations to
-8 bits, which the judge does not.
+matrix as it is. Decoding is gguf-py's, and is checked against llama.cpp, which writes its own file in float32 again. Its
+own forward rounds activations to 8 bits, which the judge does not; keys and values stay in float32.
 """
 
 from __future__ import annotations
@@ -103,11 +103,11 @@ def _adding(total: torch.Tensor) -> Any:
 
 
 def quantize(cpp: Any, source: Path, out: Path, job: dict[str, Any], matrix: dict[str, np.ndarray[Any, Any]]) -> None:
-    """llama_model_quantize. Raises RuntimeError when it refuses; its reason is in what it printed."""
+    """One file to another. Raises RuntimeError when llama.cpp refuses; its reason is in what it printed."""
     params = cpp.llama_model_quantize_default_params()
     params.nthread = 1
     params.ftype = getattr(cpp, f"LLAMA_FTYPE_MOSTLY_{job['type']}")
-    if job["embedding"] is not None:  # the output's type as well: with a tied head llama.cpp asks for that one
+    if job["embedding"]:  # the output's type as well: with a tied head llama.cpp asks for that one
         kind = getattr(cpp, f"GGML_TYPE_{job['embedding']}")
         params.token_embedding_type = params.output_tensor_type = kind
     pointer = ctypes.POINTER(ctypes.c_float)
@@ -119,8 +119,24 @@ def quantize(cpp: Any, source: Path, out: Path, job: dict[str, Any], matrix: dic
         raise RuntimeError("Error: llama_model_quantize refused")
 
 
+def check_decoding(cpp: Any, file: Path, plain: Path) -> None:
+    """Have llama.cpp write `file` as float32 to `plain`. Raises RuntimeError where gguf-py decodes to anything else."""
+    gguf: Any = import_module("gguf")
+    params = cpp.llama_model_quantize_default_params()
+    params.nthread, params.ftype, params.allow_requantize = 1, cpp.LLAMA_FTYPE_ALL_F32, True
+    params.token_embedding_type = params.output_tensor_type = cpp.GGML_TYPE_F32
+    if cpp.llama_model_quantize(str(file).encode(), str(plain).encode(), ctypes.byref(params)):
+        raise RuntimeError("Error: llama_model_quantize refused to go back to float32")
+    theirs = {t.name: t.data for t in gguf.GGUFReader(str(plain)).tensors}
+    for tensor in gguf.GGUFReader(str(file)).tensors:
+        mine = gguf.dequantize(tensor.data, tensor.tensor_type)
+        if not np.array_equal(mine, theirs[tensor.name].reshape(mine.shape)):
+            far = np.abs(mine - theirs[tensor.name].reshape(mine.shape)).max()
+            raise RuntimeError(f"Error: {tensor.name}: gguf-py and llama.cpp decode it differently, by {far}")
+
+
 def decoded(file: Path, names: list[str], config: Any) -> tuple[dict[str, torch.Tensor], dict[str, int], str]:
-    """Weights by their name in the original, sizes, and which types the file holds."""
+    """Weights by their name in the original, sizes, and the types of its matrices."""
     gguf: Any = import_module("gguf")
     reader = gguf.GGUFReader(str(file))
     found = {tensor.name: tensor for tensor in reader.tensors}
@@ -135,7 +151,7 @@ def decoded(file: Path, names: list[str], config: Any) -> tuple[dict[str, torch.
     blocks = [t for t in reader.tensors if t.name.startswith("blk.") and "norm" not in t.name]
     outside = [t for t in reader.tensors if t.name in ("token_embd.weight", "output.weight")]
     sizes = {
-        "weight_bytes": file.stat().st_size - int(reader.data_offset),
+        "weight_bytes": file.stat().st_size,
         "block_bytes": sum(int(t.n_bytes) for t in blocks),
         "embedding_bytes": sum(int(t.n_bytes) for t in outside),
     }
@@ -175,10 +191,11 @@ def main() -> None:
     write_gguf(tensors, model.config, source)
     cpp.llama_backend_init()
     quantize(cpp, source, out, job, importance(model, ids))
+    check_decoding(cpp, out, source)  # the original is not needed any more
     source.unlink()
     weights, sizes, types = decoded(out, list(tensors), model.config)
     logits = own_forward(cpp, out, ids[0][:CHECKED])
-    write(job, weights, logits, sizes, ("llama-cpp-python", "gguf", "torch"), f"holds {types}")
+    write(job, weights, logits, sizes, ("llama-cpp-python", "gguf", "torch"), types)
 
 
 if __name__ == "__main__":
