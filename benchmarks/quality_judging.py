@@ -131,9 +131,7 @@ class Judge:
 
     def _one_text(self, model: Path, text: str) -> dict[str, Any]:
         options = self.options
-        report = llmc.evaluate(
-            model, text=text, against=options.model, max_tokens=options.max_tokens, cache=self.cache
-        )
+        report = llmc.evaluate(model, text=text, against=options.model, max_tokens=options.max_tokens, cache=self.cache)
         return {
             "kl": report.kl,
             "kl_interval": report.intervals["kl"],

@@ -3,10 +3,11 @@
     python benchmarks/quality_per_byte.py --model FOLDER --calibration FILE --text FILE [FILE ...] --cache FOLDER \\
         --peer llm-compressor=PYTHON --peer gptqmodel=PYTHON ... --out benchmarks/results/quality-per-byte
 
-PYTHON is the interpreter of an environment that has the tool; one that is not given or does not have it is named in one
-line and left out. Every setting (see `quality_settings.py`) leaves `CACHE/SETTING/`: `own`, what the tool wrote; `dense`,
-the same decoded to float32; `forward.safetensors`, what the tool's own forward says; `result.json`. What is there is not
-made again unless what it depends on changed. All are judged by `llmc.evaluate`; a table and a plot are written.
+PYTHON is the interpreter of an environment that has the tool; one that is not given or does not have it is named in
+one line and left out. Every setting (see `quality_settings.py`) leaves `CACHE/SETTING/`: `own`, what the tool wrote;
+`dense`, the same decoded to float32; `forward.safetensors`, what the tool's own forward says; `result.json`. What is
+there is not made again unless what it depends on changed. All are judged by `llmc.evaluate`; a table and a plot are
+written.
 """
 
 from __future__ import annotations
@@ -90,8 +91,9 @@ class Maker:
 
 def our_result(folder: Path, digest: str) -> dict[str, Any]:
     """Sizes and version of what llmc wrote. Raises RuntimeError when it calibrated on other tokens than the peers."""
-    import llmc
     from peers.dense import safetensors_sizes
+
+    import llmc
 
     calibration = _read(folder / "llmc.json").get("calibration")
     if calibration and calibration["sha256"] != digest:

@@ -51,7 +51,10 @@ def ours(line: str, name: str, *words: str) -> Setting:
 
 OUR_SETTINGS = (
     *(ours("llmc gptq", f"W{b} g128", "--method", "gptq", "--bits", str(b)) for b in (2, 3, 4, 5, 6)),
-    *(ours("llmc gptq act-order", f"W{b} g128", "--method", "gptq", "--bits", str(b), "--act-order") for b in range(2, 7)),
+    *(
+        ours("llmc gptq act-order", f"W{b} g128", "--method", "gptq", "--bits", str(b), "--act-order")
+        for b in range(2, 7)
+    ),
 )
 
 LEADS = ("llmc gptq act-order",)
@@ -59,7 +62,8 @@ LEADS = ("llmc gptq act-order",)
 
 
 def _gptq(tool: str, line: str, widths: tuple[int, ...], act_order: bool) -> tuple[Setting, ...]:
-    shared = {"method": "gptq", "group_size": 128, "damping": 0.01, "dtype": "bfloat16", "imports": None}
+    dtype = "bfloat16" if tool == "llm-compressor" else "float32"  # that one would keep float32 scales as well
+    shared = {"method": "gptq", "group_size": 128, "damping": 0.01, "dtype": dtype, "imports": None}
     return tuple(Setting(tool, line, f"W{b} g128", {**shared, "bits": b, "act_order": act_order}) for b in widths)
 
 
@@ -84,15 +88,30 @@ def _llama_cpp(line: str, types: tuple[str, ...], embedding: str | None) -> tupl
 _LLAMA_CPP = (
     *_llama_cpp("llama.cpp K-quants imatrix", _K_QUANTS, None),
     *_llama_cpp("llama.cpp I-quants imatrix", _I_QUANTS, None),
-    *_llama_cpp("llama.cpp K-quants imatrix, bf16 embedding", _K_QUANTS, "BF16"),
-    *_llama_cpp("llama.cpp I-quants imatrix, bf16 embedding", _I_QUANTS, "BF16"),
+    *_llama_cpp("llama.cpp K-quants imatrix, bf16 embedding", ("Q2_K", "Q3_K_M", "Q4_K_M", "Q6_K"), "BF16"),
+    *_llama_cpp("llama.cpp I-quants imatrix, bf16 embedding", ("IQ2_XXS", "IQ2_M", "IQ3_S", "IQ4_XS"), "BF16"),
 )
 
 _HQQ = tuple(Setting("hqq", "HQQ", f"W{b} g64", {"bits": b, "group_size": 64}) for b in (2, 3, 4, 6, 8))
+
+_AUTO_ROUND = tuple(
+    Setting("auto-round", "AutoRound", f"W{b} g128", {"bits": b, "group_size": 128, "iters": 100, "dtype": "float32"})
+    for b in (2, 3, 4)
+)
+
+
+def _nncodec(line: str, embedding: bool) -> tuple[Setting, ...]:
+    steps = (-20, -24, -28, -32, -36)  # about 2, 3, 4, 5 and 6 bits
+    return tuple(Setting("nncodec", line, f"qp {qp}", {"qp": qp, "embedding": embedding}) for qp in steps)
+
+
+_NNCODEC = (*_nncodec("NNCodec", True), *_nncodec("NNCodec, bf16 embedding", False))
 
 PEERS = {
     "llm-compressor": Peer("llmcompressor", "llm_compressor.py", _LLM_COMPRESSOR),
     "gptqmodel": Peer("gptqmodel", "gptq_model.py", _GPTQMODEL),
     "llama.cpp": Peer("llama_cpp", "llama_cpp_model.py", _LLAMA_CPP),
     "hqq": Peer("hqq", "hqq_model.py", _HQQ),
+    "auto-round": Peer("auto_round", "auto_round_model.py", _AUTO_ROUND),
+    "nncodec": Peer("nncodec", "nncodec_model.py", _NNCODEC),
 }

@@ -6,8 +6,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from judging import Difference
 from measuring import markdown
-from quality_judging import Difference, Judgement, Row, pairs
+from quality_judging import Judgement, Row, pairs
 from quality_settings import OURS
 
 SIZES = {"weight_bytes": "all weight files", "block_bytes": "block matrices with their params"}
@@ -25,7 +26,6 @@ def report(document: dict[str, Any], rows: Sequence[Row]) -> str:
 
 def _conditions(document: dict[str, Any], rows: Sequence[Row]) -> str:
     machine, settings = document["machine"], document["settings"]
-    versions = {package: v for row in rows for package, v in row.result.get("versions", {}).items()}
     originals = {text: j.original_perplexity for row in rows for text, j in row.judgements.items()}
     lines = [
         f"{machine['processor']}, {machine['cores']} cores; threads: {settings['threads']}.",
@@ -33,10 +33,18 @@ def _conditions(document: dict[str, Any], rows: Sequence[Row]) -> str:
         f"{settings['calibration']} (SHA-256 {settings['tokens_sha256'][:16]}); judged on the first "
         f"{settings['max_tokens']:,} tokens of each text in float32.",
         "Perplexity of the original: " + ", ".join(f"{text} {value:.5g}" for text, value in originals.items()) + ".",
-        "Versions: " + ", ".join(f"{package} {v}" for package, v in sorted(versions.items())) + ".",
+        "Versions: " + "; ".join(_versions(rows)) + ".",
         *(f"{tool} is left out: {reason}." for tool, reason in document["absent"].items()),
     ]
     return "\n".join(f"- {line}" for line in lines)
+
+
+def _versions(rows: Sequence[Row]) -> Iterator[str]:
+    """Of each tool and what it stands on, the tool's own first."""
+    by_tool = {row.setting.tool: row.result["versions"] for row in rows if not row.failed}
+    for packages in by_tool.values():
+        first, *others = (f"{package} {version}" for package, version in packages.items())
+        yield first + (f" ({', '.join(others)})" if others else "")
 
 
 def _rows_table(rows: Sequence[Row], texts: Sequence[str]) -> str:
@@ -63,9 +71,15 @@ def _quality(j: Judgement) -> list[str]:
 
 
 def _notes(rows: Sequence[Row]) -> str:
-    """One line for each line of the plot that has something to say."""
-    said = {row.setting.line: row.result["notes"] for row in rows if row.result.get("notes")}
-    return "".join(f"- {line}: {notes}\n" for line, notes in said.items())
+    """One line for each line of the plot that has something to say; settings that differ are named."""
+    lines = []
+    for line in dict.fromkeys(row.setting.line for row in rows):
+        said = {row.setting.name: row.result["notes"] for row in rows if row.setting.line == line and not row.failed}
+        if len(set(said.values())) > 1:
+            lines.append(f"- {line}: " + "; ".join(f"{name} {notes}" for name, notes in said.items()))
+        elif any(said.values()):
+            lines.append(f"- {line}: {next(iter(said.values()))}")
+    return "\n".join(lines) + "\n"
 
 
 def _pairs_table(rows: Sequence[Row], texts: Sequence[str], size: str) -> str:

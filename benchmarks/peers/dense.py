@@ -1,7 +1,7 @@
-"""What every driver leaves behind: the tool's result as a plain float32 model, what the tool's own forward says, its bytes.
+"""What every driver leaves behind: the tool's result as a plain float32 model, its own forward, and its bytes.
 
 A job (a dict, read from JSON) names the original `model`, the `tokens` file, and the places of all this: `dense` (a
-folder), `forward` (a safetensors file) and `result` (a JSON file). Runs in the tools' own environments, where llmc is not.
+folder), `forward` (a safetensors file) and `result` (a JSON file). Runs in the tools' environments, where llmc is not.
 """
 
 from __future__ import annotations
@@ -86,6 +86,19 @@ def write(
     Path(job["result"]).write_text(json.dumps(document, indent=2), encoding="utf-8")
 
 
+def store_as_original(folder: Path, model: Path) -> None:
+    """Tensors of the original that are in `folder` unchanged get its dtype again."""
+    before: dict[str, torch.Tensor] = {
+        name: tensor for file in model.glob("*.safetensors") for name, tensor in load_file(file).items()
+    }
+    for file in sorted(folder.glob("*.safetensors")):
+        tensors = load_file(file)
+        for name in tensors.keys() & before.keys():
+            if torch.equal(before[name].to(tensors[name].dtype), tensors[name]):
+                tensors[name] = before[name]
+        save_file(tensors, file, {"format": "pt"})
+
+
 def versions(packages: Iterable[str]) -> dict[str, str]:
     """Package -> version; those that are not there are left out."""
     found = {}
@@ -98,7 +111,7 @@ def versions(packages: Iterable[str]) -> dict[str, str]:
 
 
 def safetensors_sizes(folder: Path) -> dict[str, int]:
-    """Bytes of the weight files (headers included), of the block matrices with their params, and of embedding and head."""
+    """Bytes of the weight files (headers included), of the block matrices with params, and of embedding and head."""
     sizes = {"weight_bytes": 0, "block_bytes": 0, "embedding_bytes": 0}
     for file in sorted(folder.glob("*.safetensors")):
         sizes["weight_bytes"] += file.stat().st_size

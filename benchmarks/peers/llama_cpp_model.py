@@ -1,11 +1,11 @@
 """Quantize one Llama with llama.cpp's own quantizer and an importance matrix. Runs where llama-cpp-python and gguf are.
 
 Three things that llama.cpp leaves to tools which the Python package does not bring are done here. The GGUF file of the
-original is written with gguf-py: float32, rows of query and key in llama.cpp's order, no tokenizer. The importance matrix
-is what llama-imatrix computes, the mean square of each input column over the calibration tokens, taken from transformers'
-forward in float32; like there the embedding has none. The quantizer is called through its C interface, which takes that
-matrix as it is. Decoding is gguf-py's, and is checked against llama.cpp, which writes its own file in float32 again. Its
-own forward rounds activations to 8 bits, which the judge does not; keys and values stay in float32.
+original is written with gguf-py: float32, rows of query and key in llama.cpp's order, no tokenizer. The importance
+matrix is what llama-imatrix computes, the mean square of each input column over the calibration tokens, taken from
+transformers' forward in float32; like there the embedding has none. The quantizer is called through its C interface,
+which takes that matrix as it is. Decoding is gguf-py's, and is checked against llama.cpp, which writes its own file in
+float32 again. Its own forward rounds activations to 8 bits, which the judge does not; keys and values stay in float32.
 """
 
 from __future__ import annotations

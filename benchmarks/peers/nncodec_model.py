@@ -1,6 +1,6 @@
 """Compress one model with NNCodec (ISO/IEC 15938-17), which takes no calibration. Runs where that tool is; llmc is not.
 
-One step size, 2^(qp / 4) times a factor the standard gives, for all matrices; the codes are chosen by dependent (trellis)
+One step size for all matrices, which doubles with every four `qp`; the codes are chosen by dependent (trellis)
 quantization and coded by DeepCABAC, both its defaults. Vectors have its default step, which is fine.
 """
 
@@ -29,7 +29,9 @@ def main() -> None:
     out.mkdir(parents=True, exist_ok=True)
     blocks = {name: tensor for name, tensor in tensors.items() if BLOCK.search(name)}
     outside = {name: tensor for name, tensor in tensors.items() if EMBEDDING.search(name)}
-    kept = {} if job["embedding"] else {n: t for n, t in tensors.items() if n not in blocks}  # bfloat16, beside the stream
+    kept = (
+        {} if job["embedding"] else {n: t for n, t in tensors.items() if n not in blocks}
+    )  # bfloat16, beside the stream
     stream = coded(codec, {n: t for n, t in tensors.items() if n not in kept}, job["qp"], out / "model.nnc")
     decoded = {name: torch.from_numpy(array) for name, array in codec.decompress(stream).items()}
     embedding = 2 * sum(t.numel() for t in outside.values())
