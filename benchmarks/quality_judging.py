@@ -5,8 +5,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -86,33 +85,23 @@ class Pair:
     differences: Mapping[str, Difference]
 
 
-def judged_rows(
-    results: Sequence[tuple[Setting, Mapping[str, Any]]],
-    folder_of: Callable[[Setting], Path],
-    options: argparse.Namespace,
-) -> list[Row]:
-    """All settings, judged; figures stay beside what they are of, and are taken from there when nothing changed."""
-    set_threads(options.threads)
-    blocks, embedding = weights_of(Path(options.model))
-    with tempfile.TemporaryDirectory() as cache:
-        judge = Judge(options, Path(cache))
-        rows = []
-        for setting, result in results:
-            if "failure" in result:
-                rows.append(Row(setting, result, blocks, embedding))
-                continue
-            folder = folder_of(setting)
-            judgements, own = judge.all_texts(folder, result["key"], setting.tool == OURS)
-            rows.append(Row(setting, result, blocks, embedding, own, judgements))
-    return rows
-
-
 @dataclass(frozen=True)
 class Judge:
-    options: argparse.Namespace
-    cache: Path
+    """Judges settings; figures stay beside what they are of, and are taken from there when nothing changed."""
 
-    def all_texts(self, folder: Path, key: str, ours: bool) -> tuple[dict[str, Judgement], float | None]:
+    options: argparse.Namespace
+    block_weights: int
+    embedding_weights: int
+
+    def row(self, setting: Setting, result: Mapping[str, Any], folder: Path) -> Row:
+        """The setting whose outputs are in `folder`."""
+        weights = self.block_weights, self.embedding_weights
+        if "failure" in result:
+            return Row(setting, result, *weights)
+        judgements, own = self._all_texts(folder, result["key"], setting.tool == OURS)
+        return Row(setting, result, *weights, own, judgements)
+
+    def _all_texts(self, folder: Path, key: str, ours: bool) -> tuple[dict[str, Judgement], float | None]:
         """Figures by name of the text, and how far the tool's own forward is from them, nats."""
         model = folder / ("own" if ours else "dense")
         file = folder / "judged.json"
@@ -131,7 +120,8 @@ class Judge:
 
     def _one_text(self, model: Path, text: str) -> dict[str, Any]:
         options = self.options
-        report = llmc.evaluate(model, text=text, against=options.model, max_tokens=options.max_tokens, cache=self.cache)
+        originals = Path(options.cache) / "originals"
+        report = llmc.evaluate(model, text=text, against=options.model, max_tokens=options.max_tokens, cache=originals)
         return {
             "kl": report.kl,
             "kl_interval": report.intervals["kl"],
@@ -142,6 +132,12 @@ class Judge:
             "tokens": report.windows.tokens.tolist(),
             "kl_sums": [] if report.windows.kl is None else report.windows.kl.tolist(),
         }
+
+
+def new_judge(options: argparse.Namespace) -> Judge:
+    """Of `options.model`, with `options.threads`."""
+    set_threads(options.threads)
+    return Judge(options, *weights_of(Path(options.model)))
 
 
 def own_forward_kl(folder: Path, tokens: Path) -> float:

@@ -62,15 +62,31 @@ class Maker:
         (folder / "result.json").write_text(json.dumps(result, indent=2), encoding="utf-8")
         return result
 
+    def made(self, setting: Setting) -> bool:
+        """Whether the cache holds it, and it did not fail."""
+        stored = _read(self.folder(setting) / "result.json")
+        return stored.get("key") == self._key(setting) and "failure" not in stored
+
     def _key(self, setting: Setting) -> str:
         what = json.dumps([setting.label, dict(setting.options), self.digests], sort_keys=True)
         return hashlib.sha256(what.encode()).hexdigest()
 
     def _ours(self, setting: Setting) -> list[str]:
         options, out = self.options, self.folder(setting) / "own"
+        if "stages" in setting.options:
+            recipe = self.folder(setting) / "recipe.yaml"
+            recipe.write_text(json.dumps(self._recipe(setting)), encoding="utf-8")  # JSON is YAML
+            return [sys.executable, "-m", "llmc", "run", str(recipe), "-o", str(out)]
         command = [sys.executable, "-m", "llmc", "quantize", options.model, "-o", str(out), *setting.options["words"]]
         command += ["--calibration", options.calibration, "--num-samples", str(options.num_samples)]
         return [*command, "--sequence-length", str(options.sequence_length), "--seed", str(options.seed)]
+
+    def _recipe(self, setting: Setting) -> dict[str, Any]:
+        options = self.options
+        drawn = {"source": str(Path(options.calibration).resolve()), "seed": options.seed}
+        drawn |= {"num_samples": options.num_samples, "sequence_length": options.sequence_length}
+        model = str(Path(options.model).resolve())
+        return {"model": model, "stages": list(setting.options["stages"]), "calibration": drawn}
 
     def _sizes(self, setting: Setting) -> dict[str, Any]:
         return in_another_process(our_result, self.folder(setting) / "own", self.digests["tokens"])
@@ -114,11 +130,13 @@ def main() -> None:
     maker = Maker(options, pythons, {"tokens": digest, **weights})
     absent = _absent(pythons, options.only)
     settings = [s for s in _settings(options.only) if s.tool not in absent]
-    results = [(setting, maker.make(setting)) for setting in settings]
-    from quality_judging import judged_rows
+    if options.made:
+        settings = [setting for setting in settings if maker.made(setting)]
+    from quality_judging import new_judge
     from quality_tables import plot, report
 
-    rows = judged_rows(results, maker.folder, options)
+    judge = new_judge(options)
+    rows = [judge.row(setting, maker.make(setting), maker.folder(setting)) for setting in settings]
     document = {
         "machine": {**before, "load_after": machine()["load"]},
         "settings": _conditions(options, digest),
@@ -145,6 +163,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--max-tokens", type=int, default=32768, help="judge on the first tokens of each text only")
     parser.add_argument("--threads", type=int, default=1, help="of numerical libraries, for every tool")
+    parser.add_argument("--made", action="store_true", help="make nothing: judge and show what the cache holds")
     parser.add_argument("--retry", action="store_true", help="try again what failed")
     parser.add_argument("--out", help="write OUT.md and OUT.svg; text above the first heading `## ` of OUT.md stays")
     options = parser.parse_args()

@@ -18,7 +18,8 @@ class Setting:
         tool: `llmc`, or a key of `PEERS`.
         line: settings of one line of the plot differ in size alone.
         name: tells it from the others of its line.
-        options: for the tool's driver; of ours `words`, the command line after `llmc quantize MODEL -o OUT`.
+        options: for the tool's driver; of ours `words`, the command line after `llmc quantize MODEL -o OUT`, or
+            `stages`, those of a recipe for `llmc run`.
     """
 
     tool: str
@@ -49,15 +50,28 @@ def ours(line: str, name: str, *words: str) -> Setting:
     return Setting(OURS, line, name, {"words": words})
 
 
+def our_recipe(line: str, name: str, *stages: Mapping[str, Any]) -> Setting:
+    """`llmc run` of a recipe with these stages; model and calibration set are added."""
+    return Setting(OURS, line, name, {"stages": stages})
+
+
+def _act_order(bits: int) -> Setting:
+    return ours("llmc gptq act-order", f"W{bits} g128", "--method", "gptq", "--bits", str(bits), "--act-order")
+
+
+def _with_embedding(bits: int) -> Setting:
+    blocks = {"method": "gptq", "bits": bits, "group_size": 128, "act_order": True}
+    embedding = {"method": "rtn", "bits": 6, "group_size": 64, "targets": ["model.embed_tokens"]}
+    return our_recipe("llmc gptq act-order, 6-bit embedding", f"W{bits} g128", blocks, embedding)
+
+
 OUR_SETTINGS = (
-    *(ours("llmc gptq", f"W{b} g128", "--method", "gptq", "--bits", str(b)) for b in (2, 3, 4, 5, 6)),
-    *(
-        ours("llmc gptq act-order", f"W{b} g128", "--method", "gptq", "--bits", str(b), "--act-order")
-        for b in range(2, 7)
-    ),
+    *(ours("llmc gptq", f"W{b} g128", "--method", "gptq", "--bits", str(b)) for b in range(2, 7)),
+    *map(_act_order, range(2, 7)),
+    *map(_with_embedding, range(2, 7)),
 )
 
-LEADS = ("llmc gptq act-order",)
+LEADS = ("llmc gptq act-order", "llmc gptq act-order, 6-bit embedding")
 """Lines of ours that every peer is compared with."""
 
 
@@ -94,14 +108,15 @@ _LLAMA_CPP = (
 
 _HQQ = tuple(Setting("hqq", "HQQ", f"W{b} g64", {"bits": b, "group_size": 64}) for b in (2, 3, 4, 6, 8))
 
+_LIGHT = {"iters": 50, "lr": 5e-3}  # auto-round-light, the tool's quick recipe
 _AUTO_ROUND = tuple(
-    Setting("auto-round", "AutoRound", f"W{b} g128", {"bits": b, "group_size": 128, "iters": 100, "dtype": "float32"})
+    Setting("auto-round", "AutoRound", f"W{b} g128", {"bits": b, "group_size": 128, "dtype": "float32", **_LIGHT})
     for b in (2, 3, 4)
 )
 
 
 def _nncodec(line: str, embedding: bool) -> tuple[Setting, ...]:
-    steps = (-20, -24, -28, -32, -36)  # about 2, 3, 4, 5 and 6 bits
+    steps = (-20, -24, -28, -32)  # about 2, 3, 4 and 5 bits
     return tuple(Setting("nncodec", line, f"qp {qp}", {"qp": qp, "embedding": embedding}) for qp in steps)
 
 

@@ -32,6 +32,7 @@ def main() -> None:
         group_size=job["group_size"],
         sym=True,
         iters=job["iters"],
+        lr=job["lr"],
         dataset=batches,
         nsamples=len(ids),
         seqlen=ids.shape[1],
@@ -53,7 +54,7 @@ def decode(job: dict[str, Any]) -> None:
     model: Any = AutoModelForCausalLM.from_pretrained(folder, device_map="cpu", dtype=torch.float32)
     layers = {name: module for name, module in model.named_modules() if hasattr(module, "qweight")}
     weights = {f"{name}.weight": _by_identity(layer) for name, layer in layers.items()}
-    notes = f"{job['iters']} iterations"
+    notes = f"{job['iters']} iterations at a learning rate of {job['lr']}: its own recipe auto-round-light"
     packages = ("auto-round", "transformers", "torch")
     write(job, weights, forward_of(model, job), safetensors_sizes(folder), packages, notes)
 

@@ -11,6 +11,9 @@ float32 again. Its own forward rounds activations to 8 bits, which the judge doe
 from __future__ import annotations
 
 import ctypes
+import hashlib
+import json
+import os
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -18,6 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 from peers.dense import CHECKED, calibration, original, read_job, write
+from safetensors.numpy import load_file, save_file
 
 MATRICES = {
     "self_attn.q_proj": "attn_q",
@@ -93,6 +97,22 @@ def importance(model: Any, ids: list[list[int]]) -> dict[str, np.ndarray[Any, An
         hook.remove()
     tokens = sum(map(len, ids))
     return {key: (total / tokens).float().numpy() for key, total in sums.items()}
+
+
+def stored_importance(job: dict[str, Any], ids: list[list[int]]) -> dict[str, np.ndarray[Any, Any]]:
+    """The importance matrix, computed once for the same model and tokens: it is kept beside the tokens."""
+    from transformers import AutoModelForCausalLM
+
+    digest = hashlib.sha256(json.dumps(ids).encode())
+    for file in sorted(Path(job["model"]).glob("*.safetensors")):
+        digest.update(file.read_bytes())
+    kept = Path(job["tokens"]).with_name(f"importance-{digest.hexdigest()[:16]}.safetensors")
+    if not kept.exists():
+        found = importance(AutoModelForCausalLM.from_pretrained(job["model"], dtype=torch.float32), ids)
+        fresh = kept.with_suffix(f".{os.getpid()}")
+        save_file(found, fresh)
+        fresh.replace(kept)
+    return load_file(kept)
 
 
 def _adding(total: torch.Tensor) -> Any:
@@ -180,20 +200,20 @@ def own_forward(cpp: Any, file: Path, ids: list[int]) -> torch.Tensor:
 
 def main() -> None:
     job = read_job()
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoConfig
 
     cpp: Any = import_module("llama_cpp")
-    model = AutoModelForCausalLM.from_pretrained(job["model"], dtype=torch.float32)
+    config = AutoConfig.from_pretrained(job["model"])
     folder = Path(job["out"])
     folder.mkdir(parents=True, exist_ok=True)
     source, out = folder / "original.gguf", folder / "quantized.gguf"
     tensors, ids = original(job), calibration(job)
-    write_gguf(tensors, model.config, source)
+    write_gguf(tensors, config, source)
     cpp.llama_backend_init()
-    quantize(cpp, source, out, job, importance(model, ids))
+    quantize(cpp, source, out, job, stored_importance(job, ids))
     check_decoding(cpp, out, source)  # the original is not needed any more
     source.unlink()
-    weights, sizes, types = decoded(out, list(tensors), model.config)
+    weights, sizes, types = decoded(out, list(tensors), config)
     logits = own_forward(cpp, out, ids[0][:CHECKED])
     write(job, weights, logits, sizes, ("llama-cpp-python", "gguf", "torch"), types)
 

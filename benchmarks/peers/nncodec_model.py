@@ -28,21 +28,22 @@ def main() -> None:
     tensors, out = original(job), Path(job["out"])
     out.mkdir(parents=True, exist_ok=True)
     blocks = {name: tensor for name, tensor in tensors.items() if BLOCK.search(name)}
-    outside = {name: tensor for name, tensor in tensors.items() if EMBEDDING.search(name)}
-    kept = (
-        {} if job["embedding"] else {n: t for n, t in tensors.items() if n not in blocks}
-    )  # bfloat16, beside the stream
-    stream = coded(codec, {n: t for n, t in tensors.items() if n not in kept}, job["qp"], out / "model.nnc")
-    decoded = {name: torch.from_numpy(array) for name, array in codec.decompress(stream).items()}
-    embedding = 2 * sum(t.numel() for t in outside.values())
-    sizes = {
-        "weight_bytes": len(stream) + 2 * sum(t.numel() for t in kept.values()),
-        "block_bytes": len(stream) if kept else len(coded(codec, blocks, job["qp"], out / "blocks.nnc")),
-        "embedding_bytes": embedding if kept else len(coded(codec, outside, job["qp"], out / "outside.nnc")),
-    }
+    others = {name: tensor for name, tensor in tensors.items() if name not in blocks}
+    outside = sum(tensor.numel() for name, tensor in tensors.items() if EMBEDDING.search(name))
+    stream = coded(codec, blocks, job["qp"], out / "blocks.nnc")
+    decoded = dict(codec.decompress(stream))
+    sizes = {"block_bytes": len(stream), "embedding_bytes": 2 * outside}
+    rest = 2 * sum(tensor.numel() for tensor in others.values())  # left in bfloat16, beside the stream
+    if job["embedding"]:
+        stream = coded(codec, others, job["qp"], out / "others.nnc")
+        decoded |= codec.decompress(stream)
+        rest = len(stream)
+        sizes["embedding_bytes"] = rest  # a few thousand weights of vectors with it
+    sizes["weight_bytes"] = sizes["block_bytes"] + rest
+    decoded = {name: torch.from_numpy(array) for name, array in decoded.items()}
     model = AutoModelForCausalLM.from_pretrained(job["model"], dtype=torch.float32)
     model.load_state_dict(decoded, strict=False)
-    notes = "takes no calibration; the bits of blocks and of the embedding are of streams of their own"
+    notes = "takes no calibration; two bitstreams: the block matrices, and all else (in the other line bfloat16)"
     write(job, decoded, forward_of(model, job), sizes, ("nncodec", "torch"), notes)
 
 
