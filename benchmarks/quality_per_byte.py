@@ -63,9 +63,10 @@ class Maker:
         return result
 
     def made(self, setting: Setting) -> bool:
-        """Whether the cache holds it, and it did not fail."""
-        stored = _read(self.folder(setting) / "result.json")
-        return stored.get("key") == self._key(setting) and "failure" not in stored
+        """Whether the cache holds it with figures on all texts, or how it failed."""
+        stored, judged = (_read(self.folder(setting) / name) for name in ("result.json", "judged.json"))
+        complete = judged.get("key") == stored.get("key") and len(judged.get("texts", ())) >= len(self.options.text)
+        return stored.get("key") == self._key(setting) and ("failure" in stored or complete)
 
     def _key(self, setting: Setting) -> str:
         what = json.dumps([setting.label, dict(setting.options), self.digests], sort_keys=True)
@@ -163,7 +164,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--max-tokens", type=int, default=32768, help="judge on the first tokens of each text only")
     parser.add_argument("--threads", type=int, default=1, help="of numerical libraries, for every tool")
-    parser.add_argument("--made", action="store_true", help="make nothing: judge and show what the cache holds")
+    parser.add_argument("--made", action="store_true", help="make and judge nothing: show what the cache holds")
     parser.add_argument("--retry", action="store_true", help="try again what failed")
     parser.add_argument("--out", help="write OUT.md and OUT.svg; text above the first heading `## ` of OUT.md stays")
     options = parser.parse_args()

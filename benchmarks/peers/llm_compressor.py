@@ -55,7 +55,7 @@ def decode(job: dict[str, Any]) -> None:
     from transformers import AutoModelForCausalLM, CompressedTensorsConfig
 
     settings = CompressedTensorsConfig(run_compressed=False)
-    model = AutoModelForCausalLM.from_pretrained(job["out"], dtype="float32", quantization_config=settings)
+    model: Any = AutoModelForCausalLM.from_pretrained(job["out"], dtype="float32", quantization_config=settings)
     weights = {f"{name}.weight": m.weight for name, m in model.named_modules() if hasattr(m, "quantization_scheme")}
     packages = ("llmcompressor", "compressed-tensors", "torch")
     write(job, weights, forward_of(model, job), safetensors_sizes(Path(job["out"])), packages)
