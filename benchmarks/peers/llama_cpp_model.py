@@ -128,8 +128,8 @@ def quantize(cpp: Any, source: Path, out: Path, job: dict[str, Any], matrix: dic
     params.nthread = 1
     params.ftype = getattr(cpp, f"LLAMA_FTYPE_MOSTLY_{job['type']}")
     if job["embedding"]:  # the output's type as well: with a tied head llama.cpp asks for that one
-        kind = getattr(cpp, f"GGML_TYPE_{job['embedding']}")
-        params.token_embedding_type = params.output_tensor_type = kind
+        gguf: Any = import_module("gguf")
+        params.token_embedding_type = params.output_tensor_type = gguf.GGMLQuantizationType[job["embedding"]].value
     pointer = ctypes.POINTER(ctypes.c_float)
     entries = (cpp.llama_model_imatrix_data * (len(matrix) + 1))()  # the last has no name, and ends the list
     for entry, (name, values) in zip(entries, matrix.items(), strict=False):
