@@ -165,6 +165,11 @@ def weights_of(model: Path) -> tuple[int, int]:
     return blocks, embedding
 
 
+def comparable(rows: Sequence[Row], size: str) -> list[Row]:
+    """Of all that did not fail, those whose KL is of what `size` counts."""
+    return [r for r in rows if not r.failed and (size == "weight_bytes" or r.embedding_bits >= FULL_EMBEDDING)]
+
+
 def pairs(rows: Sequence[Row], size: str) -> Iterator[Pair]:
     """Every peer beside the largest of each leading line of ours in at most its bytes.
 
@@ -173,7 +178,7 @@ def pairs(rows: Sequence[Row], size: str) -> Iterator[Pair]:
     Args:
         size: `weight_bytes`, or `block_bytes`: then only of rows with the embedding as it was.
     """
-    fit = [r for r in rows if not r.failed and (size == "weight_bytes" or r.embedding_bits >= FULL_EMBEDDING)]
+    fit = comparable(rows, size)
     for line in LEADS:
         mine = [row for row in fit if row.setting.line == line]
         for peer in fit:

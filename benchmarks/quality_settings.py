@@ -101,8 +101,8 @@ def _llama_cpp(line: str, types: tuple[str, ...], embedding: str | None) -> tupl
 
 _LLAMA_CPP = (
     *_llama_cpp("llama.cpp K-quants imatrix", _K_QUANTS, None),
-    *_llama_cpp("llama.cpp I-quants imatrix", _I_QUANTS, None),
     *_llama_cpp("llama.cpp K-quants imatrix, bf16 embedding", ("Q2_K", "Q3_K_M", "Q4_K_M", "Q6_K"), "BF16"),
+    *_llama_cpp("llama.cpp I-quants imatrix", _I_QUANTS, None),
     *_llama_cpp("llama.cpp I-quants imatrix, bf16 embedding", ("IQ2_XXS", "IQ2_M", "IQ3_S", "IQ4_XS"), "BF16"),
 )
 

@@ -8,10 +8,10 @@ from typing import Any
 
 from judging import Difference
 from measuring import markdown
-from quality_judging import Judgement, Row, pairs
+from quality_judging import Judgement, Row, comparable, pairs
 from quality_settings import OURS
 
-SIZES = {"weight_bytes": "all weight files", "block_bytes": "block matrices with their params"}
+SIZES = {"weight_bytes": "all weight files", "block_bytes": "block matrices with their params, embedding as it was"}
 
 
 def report(document: dict[str, Any], rows: Sequence[Row]) -> str:
@@ -116,7 +116,7 @@ def plot(rows: Sequence[Row], texts: Sequence[str], file: Path) -> None:
         for across, text in enumerate(texts):
             panel = axes[down][across]
             for number, (line, points) in enumerate(lines):
-                _draw(panel, number, line, points, size, text)
+                _draw(panel, number, line, comparable(points, size), size, text)
             panel.set(yscale="log", title=f"{text}: {words}", xlabel="10⁶ bytes", ylabel="KL, nats")
             panel.grid(True, which="both", alpha=0.2)
     handles, labels = axes[0][0].get_legend_handles_labels()
@@ -132,6 +132,8 @@ def _lines(rows: Sequence[Row]) -> Iterator[tuple[str, list[Row]]]:
 
 
 def _draw(panel: Any, number: int, line: str, rows: Sequence[Row], size: str, text: str) -> None:
+    if not rows:
+        return
     points = [(row.result[size] / 1e6, row.judgements[text]) for row in sorted(rows, key=lambda r: r.result[size])]
     kl = [j.kl for _, j in points]
     spread = [[j.kl - j.kl_interval[0] for _, j in points], [j.kl_interval[1] - j.kl for _, j in points]]
