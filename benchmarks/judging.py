@@ -13,6 +13,8 @@ import llmc
 from llmc.eval.intervals import paired_intervals
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from llmc.eval import EvalReport
 
 
@@ -50,6 +52,11 @@ def difference(mine: EvalReport, other: EvalReport) -> Difference:
     a, b = mine.windows, other.windows
     if a.kl is None or b.kl is None or mine.text != other.text or not np.array_equal(a.tokens, b.tokens):
         raise ValueError(f"{mine.model} and {other.model} were not judged on the same windows")
-    table = np.stack([a.tokens, a.kl - b.kl], axis=1)  # [windows, 2]
+    return difference_of(a.tokens, a.kl, b.kl)
+
+
+def difference_of(tokens: NDArray[np.float64], mine: NDArray[np.float64], other: NDArray[np.float64]) -> Difference:
+    """Of sums of KL over the scored tokens of each window, `[windows]`, as are `tokens`."""
+    table = np.stack([tokens, mine - other], axis=1)  # [windows, 2]
     low, high = paired_intervals(table, {"kl": lambda s: s[:, 1] / s[:, 0]})["kl"]
     return Difference(float(table[:, 1].sum() / table[:, 0].sum()), low, high)

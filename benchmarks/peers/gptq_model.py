@@ -39,6 +39,29 @@ def main() -> None:
     model.quantize([{"input_ids": row, "attention_mask": [1] * len(row)} for row in ids], batch_size=1)
     model.save(job["out"])
     AutoTokenizer.from_pretrained(job["model"]).save_pretrained(job["out"])
+    if "dense" in job:
+        decode(job)
+
+
+def decode(job: dict[str, Any]) -> None:
+    """The folder as the tool opens it, in float16: its own forward, then its own dequantization with float32 scales.
+
+    What it left as it was is stored in the original's type again, without loss: it computed in float32.
+    """
+    import torch
+    from peers.dense import forward_of, safetensors_sizes, store_as_original, write
+
+    gptqmodel: Any = import_module("gptqmodel")
+    store_as_original(Path(job["out"]), Path(job["model"]))
+    opened = gptqmodel.GPTQModel.load(job["out"], device="cpu", dtype=torch.float16, backend=gptqmodel.BACKEND.TORCH)
+    model = opened.model.eval()
+    logits = forward_of(model, job)
+    weights = {}
+    for name, module in model.named_modules():
+        if hasattr(module, "dequantize_weight"):
+            module.scales = module.scales.float()
+            weights[f"{name}.weight"] = module.dequantize_weight().T
+    write(job, weights, logits, safetensors_sizes(Path(job["out"])), ("gptqmodel", "torch"))
 
 
 def _arguments() -> argparse.Namespace:

@@ -45,6 +45,20 @@ def main() -> None:
         )
     model.save_pretrained(job["out"], save_compressed=True)
     tokenizer.save_pretrained(job["out"])
+    if "dense" in job:
+        decode(job)
+
+
+def decode(job: dict[str, Any]) -> None:
+    """The folder as the tool's own reader in transformers gives it: decompressed, and asked for its own forward."""
+    from peers.dense import forward_of, safetensors_sizes, write
+    from transformers import AutoModelForCausalLM, CompressedTensorsConfig
+
+    settings = CompressedTensorsConfig(run_compressed=False)
+    model: Any = AutoModelForCausalLM.from_pretrained(job["out"], dtype="float32", quantization_config=settings)
+    weights = {f"{name}.weight": m.weight for name, m in model.named_modules() if hasattr(m, "quantization_scheme")}
+    packages = ("llmcompressor", "compressed-tensors", "torch")
+    write(job, weights, forward_of(model, job), safetensors_sizes(Path(job["out"])), packages)
 
 
 def _arguments() -> argparse.Namespace:
