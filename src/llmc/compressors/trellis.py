@@ -32,6 +32,7 @@ TRIES = 4  # passes over all rows
 TOLERANCE = 0.004  # of the bytes asked for, that a matrix may have less
 HALVES = 2.0  # classes of rows and columns are half octaves apart
 REACH = 2  # classes on either side of the middle
+MERGED = (tuple(range(2 * REACH + 1)), (0, 1, 1, 1, 2), (0,) * (2 * REACH + 1))  # ways to put classes together
 LEVELS = 4096  # magnitudes counted one by one
 WIDEST = 127  # larger levels are written raw behind an escape
 
@@ -135,8 +136,10 @@ class _Search:
         """The matrix in at most the bytes asked for, and at least `1 - TOLERANCE` of them."""
         rows = self.W.shape[0]
         some = torch.arange(0, rows, max(1, min(PART, rows // LEAST_ROWS)))
-        for _ in range(ROUNDS):
+        for turn in range(ROUNDS):
             found = self._run(some)
+            if turn == 0:
+                found = self._merge_classes(found, len(some))
             self._learn(found)
             self._change(self._bits(found, len(some)) - self.wanted)
         return self._exactly(torch.arange(rows))
@@ -160,6 +163,25 @@ class _Search:
             self.context.note("over_budget", round(bits - self.wanted, 4))
         relative_error(best[2], self.problem.energy(self.W), self.context)
         return best[1]
+
+    def _merge_classes(self, found: _Pass, rows: int) -> _Pass:
+        """Keep the classes whose tables save more bytes than they take."""
+        share = self.W.shape[0] / rows
+        tried = []
+        for by_row in MERGED:
+            for by_column in MERGED:
+                counts = _merged(_merged(found.counts, by_row, 0), by_column, 1)
+                tables, planes = _table_bits(_by_class(counts)), 3 * (self.W.shape[0] * (len(counts) > 1))
+                planes += 3 * self.W.shape[1] * (counts.shape[1] > 1)
+                tried.append((_entropy_bits(_by_class(counts)) * share + tables + planes, by_row, by_column, counts))
+        _, by_row, by_column, counts = min(tried, key=lambda entry: entry[0])
+        place = torch.empty_like(self.order).index_copy_(0, self.order, torch.arange(len(self.order)))
+        row_class = torch.tensor(by_row, dtype=torch.uint8)[self.row_class.long()][place]
+        order = row_order(row_class)
+        self.W, self.row_class, self.order = self.W[place[order]], row_class[order], order
+        column_class = torch.tensor(by_column, dtype=torch.uint8)[self.grid.column_class.long()]
+        self.grid = replace(self.grid, column_class=column_class)
+        return replace(found, counts=counts)
 
     def _change(self, excess: float) -> None:
         """Another step, for so many bits per weight less."""
@@ -224,9 +246,7 @@ class _Search:
         """Stored bits per weight of a pass, by the entropy of its tables and what else is stored."""
         counts = _by_class(found.counts)
         bits = _entropy_bits(counts) / (rows * self.W.shape[1])
-        tables = 8 * int(((counts > 0).sum(-1) * 1.5 + 4).sum())
-        planes = 3 * sum(self.W.shape) + 800
-        return bits + (tables + planes) / self.W.numel() + 0.004
+        return bits + (_table_bits(counts) + 3 * sum(self.W.shape) + 800) / self.W.numel() + 0.004
 
     def _learn(self, found: _Pass) -> None:
         """Rates and shifts from the codes of a pass."""
@@ -285,6 +305,18 @@ def _by_class(counts: torch.Tensor) -> torch.Tensor:
     for r in range(rows):
         out[r : r + columns] += counts[r]
     return out
+
+
+def _merged(counts: torch.Tensor, groups: tuple[int, ...], axis: int) -> torch.Tensor:
+    """Counts with classes of one axis put together."""
+    groups = groups[: counts.shape[axis]]
+    out = counts.new_zeros([max(groups) + 1 if i == axis else size for i, size in enumerate(counts.shape)])
+    return out.index_add_(axis, torch.tensor(groups), counts)
+
+
+def _table_bits(counts: torch.Tensor) -> int:
+    """About what the probability tables of counts [classes, 2, levels] take."""
+    return 8 * int(((counts > 0).sum(-1) * 1.5 + 4).sum())
 
 
 def _entropy_bits(counts: torch.Tensor) -> float:
