@@ -150,11 +150,11 @@ OPTIONS: list[tuple[str, str]] = [
     ),
     (
         "--format gguf",
-        "--format: formats: unknown value 'gguf'; choose one of: compressed-tensors, gptq, bitsandbytes, dense",
+        "--format: formats: unknown value 'gguf'; choose one of: compressed-tensors, gptq, bitsandbytes, llmc, dense",
     ),
     (
         "--format dense --format dense --group-size 32",
-        "--format: a format is given twice; choose from: compressed-tensors, gptq, bitsandbytes, dense",
+        "--format: a format is given twice; choose from: compressed-tensors, gptq, bitsandbytes, llmc, dense",
     ),
 ]
 

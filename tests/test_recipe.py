@@ -272,7 +272,7 @@ def test_byte_count(text: str, size: int | None) -> None:
 
 
 def test_shipped_recipes_load() -> None:
-    assert recipe_names() == ["nf4", "quickstart", "rtn-w4", "w3", "w4a16-g128", "w8a16"]
+    assert recipe_names() == ["nf4", "quickstart", "rtn-w4", "smallest", "w3", "w4a16-g128", "w8a16"]
     for name in recipe_names():
         recipe = load_recipe(name, [] if name == "quickstart" else NEEDED)
         assert from_dict(to_dict(recipe)) == recipe
@@ -283,6 +283,8 @@ def test_shipped_recipes_load() -> None:
 
 def test_shipped_recipes_are_what_their_names_say() -> None:
     loaded = {name: load_recipe(name, NEEDED) for name in recipe_names()}
+    smallest = loaded.pop("smallest")
+    assert (smallest.stages[0].name, smallest.formats) == ("trellis", ("llmc",))
     assert {name: (s.name, s.method.bits, s.method.group_size) for name, r in loaded.items() for s in r.stages} == {
         "nf4": ("rtn", 4, 64),
         "quickstart": ("gptq", 4, 32),

@@ -23,7 +23,7 @@ METRICS = (
     "model_bits_per_weight, original_perplexity, original_weight_bytes, original_bits_per_weight, tokens, flip_rate, "
     "bits_per_byte, original_bits_per_byte, overhead_bits_per_weight"
 )
-FORMATS = "compressed-tensors, gptq, bitsandbytes, dense"
+FORMATS = "compressed-tensors, gptq, bitsandbytes, llmc, dense"
 TOP = "model: m\n"
 RTN = TOP + "stages:\n  - method: rtn\n"
 GPTQ = TOP + "calibration:\n  source: t.txt\nstages:\n  - method: rtn\n  - method: gptq\n"
@@ -47,8 +47,8 @@ FILES = {
     TOP: "r.yaml: missing key 'stages'; add it, or give --set stages=[{method: rtn}]",
     TOP + "stages: []": "r.yaml:2: no stages; add one: `- method: rtn`",
     TOP + "stages: {method: rtn}": "r.yaml:2: stages must be a list, not a section; write `- method: rtn`",
-    TOP + "stages:\n  - bits: 4": "r.yaml:3: stage 0: missing key 'method'; write `- method: rtn | gptq`",
-    TOP + "stages:\n  - rtn": "r.yaml:3: stage 0: missing key 'method'; write `- method: rtn | gptq`",
+    TOP + "stages:\n  - bits: 4": "r.yaml:3: stage 0: missing key 'method'; write `- method: rtn | gptq | trellis`",
+    TOP + "stages:\n  - rtn": "r.yaml:3: stage 0: missing key 'method'; write `- method: rtn | gptq | trellis`",
     RTN + "calibration: {num_samples: 3}": "r.yaml:4: calibration: missing key 'source'; "
     "add it, or give --set calibration.source=SOURCE",
     RTN + "eval: {}": "r.yaml:4: eval: missing key 'text' or 'tasks'; add one, or give --set eval.text=FILE",
@@ -58,7 +58,7 @@ FILES = {
     + "gates: kl < 1": "r.yaml:4: gates need figures to check; add `eval: {text: FILE}`, or give --set eval.text=FILE",
     # names
     TOP + "stages:\n  - method: gptqq": "r.yaml:3: stage 0: unknown method 'gptqq'; did you mean 'gptq'?",
-    TOP + "stages:\n  - method: 3": "r.yaml:3: stage 0: unknown method '3'; choose one of: rtn, gptq",
+    TOP + "stages:\n  - method: 3": "r.yaml:3: stage 0: unknown method '3'; choose one of: rtn, gptq, trellis",
     RTN + "    grid: nf5\n": "r.yaml:4: stage 0 (rtn): grid: unknown value 'nf5'; did you mean 'nf4'?",
     RTN + "    scales: best\n": "r.yaml:4: stage 0 (rtn): scales: unknown value 'best'; choose one of: absmax, mse",
     RTN + "formats: [dense, gtpq]\n": "r.yaml:4: formats: unknown value 'gtpq'; did you mean 'gptq'?",
@@ -199,7 +199,7 @@ def test_an_override_that_spoils_a_choice_of_the_file() -> None:
 
 
 def test_what_is_not_a_file(tmp_path: Path) -> None:
-    known = "choose one of: nf4, quickstart, rtn-w4, w3, w4a16-g128, w8a16"
+    known = "choose one of: nf4, quickstart, rtn-w4, smallest, w3, w4a16-g128, w8a16"
     assert line_of(RecipeError, load_recipe, "quikstart") == "unknown recipe 'quikstart'; did you mean 'quickstart'?"
     assert line_of(RecipeError, load_recipe, "zzz") == f"unknown recipe 'zzz'; {known}"
     nothing = "no such recipe file; `llmc recipes` lists the recipes that ship"
