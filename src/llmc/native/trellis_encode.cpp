@@ -27,6 +27,7 @@ Symbols symbols_of(const TrellisHead& head, const std::vector<std::uint32_t>& or
         const std::size_t live = std::min(head.lanes(), tile.column_end - first);
         std::array<std::size_t, kMaxLanes> state{};
         for (std::size_t r = tile.row; r < tile.row_end; ++r) {
+            if ((r - tile.row) % head.segment == 0) state.fill(0);
             const std::size_t row = order[r];
             const std::int16_t* code = codes + row * head.columns + first;
             for (std::size_t i = 0; i < live; ++i) {
