@@ -10,7 +10,7 @@ Codes are `n = 2 * level + parity`: a weight is worth n / 2 steps, moved a littl
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
@@ -59,9 +59,9 @@ class FittedTrellis(TrellisGrid):
     """
 
     step: float = 1.0
-    step_code: torch.Tensor = torch.zeros(0, dtype=torch.uint8)
-    column_class: torch.Tensor = torch.zeros(0, dtype=torch.uint8)
-    shift: torch.Tensor = torch.zeros(SHIFTS, dtype=torch.int8)
+    step_code: torch.Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.uint8))
+    column_class: torch.Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.uint8))
+    shift: torch.Tensor = field(default_factory=lambda: torch.zeros(SHIFTS, dtype=torch.int8))
 
     @property
     def steps(self) -> torch.Tensor:

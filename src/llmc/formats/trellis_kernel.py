@@ -70,7 +70,7 @@ def search(
 
 
 def layout_for(rows: int, columns: int, segment: int) -> tuple[int, int]:
-    """Segments of a tile, a power of two, and lanes: chunks of about a million weights, as those of `rans.encode` are."""
+    """Segments of a tile (a power of two), and lanes: chunks of up to a million weights, as those of `rans.encode`."""
     segments, width = 1, min(columns, TILE)
     while segments * segment < rows and 2 * segments * segment * width <= rans.CHUNK_SYMBOLS:
         segments *= 2

@@ -84,18 +84,12 @@ void take_escapes(const TrellisTables& t, TileLanes& lanes, const std::uint8_t* 
     }
 }
 
-bool any_escape(const std::uint8_t* symbols, std::size_t n) {
-    std::uint8_t most = 0;
-    for (std::size_t i = 0; i < n; ++i) most = std::max(most, symbols[i]);
-    return most >= kFirstTrellisEscape;
-}
-
 template <Form K, bool Checked>
 void step_of(const TrellisTables& t, TileLanes& lanes, const TileRows& rows, std::size_t at, Escapes escapes) {
     std::uint8_t *symbols = rows.symbols + at * lanes.live, *to = rows.values + 64 * bytes_of(K) * at;
     rows.ask_for(at, bytes_of(K) * lanes.live);
     step<K, Checked>(t, lanes, t.lut.data() + rows.row_table[at], symbols, to);
-    if (any_escape(symbols, lanes.live)) escapes(t, lanes, symbols, to);
+    if (any_trellis_escape(symbols, lanes.live)) escapes(t, lanes, symbols, to);
 }
 
 template <Form K>
@@ -233,7 +227,7 @@ TrellisTables trellis_tables(const TrellisHead& head) {
         for (std::uint32_t symbol = 0; symbol < 256; ++symbol)
             for (std::uint32_t j = 0, q = head.tables[i][symbol]; j < q; ++j) t.lut[at++] = symbol << 24 | (q - 1) << 12 | j;
     }
-    t.branch = head.machine.parity << kParityAt | head.machine.flip << kFlipAt;
+    t.branch = registers_of(head.machine);
     t.order = head.row_order();
     for (const std::uint32_t row : t.order)
         t.row_table.push_back(static_cast<std::uint32_t>(head.row_class[row] * head.parities() << kTrellisBits));

@@ -17,11 +17,20 @@ constexpr std::size_t bytes_of(Form form) { return form == Form::kFloat32 ? 4 : 
 constexpr unsigned kParityAt = kTrellisBits, kFlipAt = 24;
 constexpr std::uint32_t kRegisters = 0x3Fu << kFlipAt | 0x7Fu << (kParityAt - 1);
 
+// What a branch of 1 adds.
+constexpr std::uint32_t registers_of(const Machine& machine) { return machine.parity << kParityAt | machine.flip << kFlipAt; }
+
+inline bool any_trellis_escape(const std::uint8_t* symbols, std::size_t n) {
+    std::uint8_t most = 0;
+    for (std::size_t i = 0; i < n; ++i) most = symbols[i] > most ? symbols[i] : most;
+    return most >= kFirstTrellisEscape;
+}
+
 // What a stream's head says, ready for use.
 struct TrellisTables {
     const TrellisHead* head = nullptr;
     std::vector<std::uint32_t> lut;  // [tables << kTrellisBits] symbol << 24 | (q - 1) << 12 | (slot - start)
-    std::uint32_t branch = 0;        // what a branch of 1 adds to the registers
+    std::uint32_t branch = 0;        // registers_of
     std::vector<std::uint32_t> order, row_table;  // [rows] in the order of the stream: where it stands, and its part of `lut`
     std::vector<float> steps;                     // [columns]
     alignas(64) std::array<float, kTrellisShifts> shifts{};

@@ -59,6 +59,9 @@ struct TrellisStream {
 // Raises CodecError. Allocates nothing that `size` bytes, or rows and columns that the caller expects, do not account for.
 TrellisStream parse_trellis(const std::uint8_t* data, std::size_t size, std::size_t rows, std::size_t columns);
 
+// Raises CodecError where fields break a rule of the page.
+void check(const TrellisHead& head);
+
 // The head without chunk table and sum; the inverse of what `parse_trellis` reads first. Raises CodecError.
 std::vector<std::uint8_t> head_of(const TrellisHead& head);
 
