@@ -10,7 +10,7 @@ Codes are `n = 2 * level + parity`: a weight is worth n / 2 steps, moved a littl
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import cast
 
 import torch
@@ -29,8 +29,6 @@ OCTAVE = 4
 """Steps of columns are base * 2**(code / OCTAVE)."""
 ROOTS = (1.0, 2.0**0.25, 2.0**0.5, 2.0**0.75)
 MOST_CODE = 32766
-NOTHING = torch.zeros(0, dtype=torch.uint8)
-UNMOVED = torch.zeros(SHIFTS, dtype=torch.int8)
 
 
 @dataclass(frozen=True)
@@ -66,9 +64,9 @@ class FittedTrellis(TrellisGrid):
     """
 
     step: float = 1.0
-    step_code: torch.Tensor = NOTHING
-    column_class: torch.Tensor = NOTHING
-    shift: torch.Tensor = UNMOVED
+    step_code: torch.Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.uint8))
+    column_class: torch.Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.uint8))
+    shift: torch.Tensor = field(default_factory=lambda: torch.zeros(SHIFTS, dtype=torch.int8))
 
     @property
     def steps(self) -> torch.Tensor:

@@ -17,7 +17,7 @@ from llmc.formats.trellis import MACHINES, SHIFTS, FittedTrellis, encoded
 RATES = 32
 """Magnitudes of levels that have a rate of their own; beyond, rates grow evenly."""
 TILE = 4096
-"""Columns coded together: with the rows of a segment a chunk of a million weights."""
+"""Columns coded together: with the 256 rows of a segment a chunk of a million weights."""
 BASE = -126
 """Level of the first symbol: 254 levels around zero have one."""
 
@@ -69,11 +69,19 @@ def search(
     return codes, values, errors
 
 
+def layout_for(rows: int, columns: int, segment: int) -> tuple[int, int]:
+    """Segments of a tile (a power of two), and lanes: chunks of up to a million weights, as those of `rans.encode`."""
+    segments, width = 1, min(columns, TILE)
+    while segments * segment < rows and 2 * segments * segment * width <= rans.CHUNK_SYMBOLS:
+        segments *= 2
+    return segments, rans.lanes_for(min(rows, segments * segment) * width)
+
+
 def pack(matrix: Encoded, *, threads: int = 1) -> Bytes:
     """The stream of a matrix on a `FittedTrellis`. Raises InputError when its codes do not follow the trellis."""
     grid = fitted(matrix)
     bits, parity, flip = grid.machine
-    lanes = rans.lanes_for(matrix.shape[0] * matrix.shape[1])
+    segments, lanes = layout_for(*matrix.shape, grid.segment)
     with rans.refusals("trellis"):
         return _native.trellis_encode(
             matrix.codes.contiguous().numpy(),
@@ -82,6 +90,7 @@ def pack(matrix: Encoded, *, threads: int = 1) -> Bytes:
             flip,
             lanes.bit_length() - 1,
             grid.segment,
+            segments.bit_length() - 1,
             TILE,
             grid.step,
             BASE,
@@ -98,7 +107,7 @@ def unpack(stream: Any, shape: tuple[int, int], dtype: torch.dtype, *, threads: 
     data, codes = as_bytes(stream), torch.empty(shape, dtype=torch.int16)
     with rans.refusals("trellis"):
         about = _native.trellis_describe(data, *shape)
-        _native.trellis_codes(data, codes.numpy(), threads)
+        _native.trellis_codes(data, codes.numpy(), threads, "auto")
     states = next(
         (n for n, machine in MACHINES.items() if machine == tuple(about["machine"])), 1 << about["machine"][0]
     )

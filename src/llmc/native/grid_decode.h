@@ -35,23 +35,6 @@ struct Energy {
     }
 };
 
-inline U half_bits(F x) {  // of what as_stored made
-    const U sign = ((U)x & 0x80000000u) >> 16;
-    const F size = magnitude(x);
-    const U normal = ((U)size - 0x38000000u) >> 13, subnormal = (U)(size + 0.5f) - 0x3F000000u;
-    return sign | (size >= all(65536.0f) ? U{} + 0x7C00u : size < all(0x1p-14f) ? subnormal : normal);
-}
-
-template <Number N>
-void store_as(std::uint8_t* to, F x) {
-    if constexpr (N == Number::kFloat32) {
-        std::memcpy(to, &x, sizeof x);
-    } else {
-        const Short bits = __builtin_convertvector(N == Number::kBfloat16 ? (U)x >> 16 : half_bits(x), Short);
-        std::memcpy(to, &bits, sizeof bits);
-    }
-}
-
 template <Number N, typename T>
 Energies decode_as(const IntRule& rule, const Groups& groups, const Decoded& out) {
     constexpr std::size_t width = N == Number::kFloat32 ? 4 : 2;

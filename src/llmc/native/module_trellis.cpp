@@ -76,8 +76,8 @@ void slab(unsigned bits, unsigned parity, unsigned flip, std::size_t segment, co
     loops.slab(job);
 }
 
-TrellisHead head_of(unsigned bits, unsigned parity, unsigned flip, unsigned lanes_log2, unsigned segment, unsigned tile,
-                    float step, int base, const Flat<const std::uint8_t>& step_code,
+TrellisHead head_of(unsigned bits, unsigned parity, unsigned flip, unsigned lanes_log2, unsigned segment,
+                    unsigned segments_log2, unsigned tile, float step, int base, const Flat<const std::uint8_t>& step_code,
                     const Flat<const std::uint8_t>& row_class, const Flat<const std::uint8_t>& column_class,
                     const Flat<const std::int8_t>& shifts) {
     const auto copied = [](const auto& plane) { return std::vector(plane.data(), plane.data() + plane.size()); };
@@ -88,6 +88,7 @@ TrellisHead head_of(unsigned bits, unsigned parity, unsigned flip, unsigned lane
     head.machine = machine_of(bits, parity, flip);
     head.lanes_log2 = lanes_log2;
     head.segment = segment;
+    head.segments_log2 = segments_log2;
     head.tile = tile;
     head.step = step;
     want(base >= -32768 && base <= 32767, "the first level is too far out");
@@ -106,11 +107,11 @@ TrellisHead head_of(unsigned bits, unsigned parity, unsigned flip, unsigned lane
 
 nb::ndarray<nb::numpy, std::uint8_t, nb::ndim<1>> pack(
     const Table<const std::int16_t>& codes, unsigned bits, unsigned parity, unsigned flip, unsigned lanes_log2,
-    unsigned segment, unsigned tile, float step, int base, const Flat<const std::uint8_t>& step_code,
-    const Flat<const std::uint8_t>& row_class, const Flat<const std::uint8_t>& column_class,
+    unsigned segment, unsigned segments_log2, unsigned tile, float step, int base,
+    const Flat<const std::uint8_t>& step_code, const Flat<const std::uint8_t>& row_class, const Flat<const std::uint8_t>& column_class,
     const Flat<const std::int8_t>& shifts, unsigned threads) {
-    TrellisHead head = head_of(bits, parity, flip, lanes_log2, segment, tile, step, base, step_code, row_class,
-                               column_class, shifts);
+    TrellisHead head = head_of(bits, parity, flip, lanes_log2, segment, segments_log2, tile, step, base, step_code,
+                               row_class, column_class, shifts);
     want(codes.shape(0) == head.rows && codes.shape(1) == head.columns, "the codes are not [rows, columns]");
     auto* made = new std::vector<std::uint8_t>;
     const nb::capsule owner(made, [](void* p) noexcept { delete static_cast<std::vector<std::uint8_t>*>(p); });
@@ -124,15 +125,17 @@ nb::ndarray<nb::numpy, std::uint8_t, nb::ndim<1>> pack(
 void unpack(const Flat<const std::uint8_t>& stream, std::size_t rows, std::size_t columns, unsigned stored,
             const Flat<std::uint8_t>& out, unsigned threads, const std::string& path) {
     want(stored <= 2, "numbers are float32, bfloat16 or float16");
-    const auto number = static_cast<Number>(stored);
-    want(out.size() == rows * columns * (number == Number::kFloat32 ? 4 : 2), "the place is not of the size of the values");
+    want(out.size() == rows * columns * (stored == 0 ? 4 : 2), "the place is not of the size of the values");
     const nb::gil_scoped_release unlocked;
-    decode_trellis(parse_trellis(stream.data(), stream.size(), rows, columns), number, out.data(), threads, path);
+    const TrellisStream parsed = parse_trellis(stream.data(), stream.size(), rows, columns);
+    decode_trellis(parsed, static_cast<Form>(stored), out.data(), threads, path);
 }
 
-void unpack_codes(const Flat<const std::uint8_t>& stream, const Table<std::int16_t>& codes, unsigned threads) {
+void unpack_codes(const Flat<const std::uint8_t>& stream, const Table<std::int16_t>& codes, unsigned threads,
+                  const std::string& path) {
     const nb::gil_scoped_release unlocked;
-    decode_trellis_codes(parse_trellis(stream.data(), stream.size(), codes.shape(0), codes.shape(1)), codes.data(), threads);
+    const TrellisStream parsed = parse_trellis(stream.data(), stream.size(), codes.shape(0), codes.shape(1));
+    decode_trellis(parsed, Form::kCodes, reinterpret_cast<std::uint8_t*>(codes.data()), threads, path);
 }
 
 nb::dict describe(const Flat<const std::uint8_t>& stream, std::size_t rows, std::size_t columns) {
@@ -141,6 +144,7 @@ nb::dict describe(const Flat<const std::uint8_t>& stream, std::size_t rows, std:
     out["machine"] = nb::make_tuple(head.machine.bits, head.machine.parity, head.machine.flip);
     out["lanes"] = head.lanes();
     out["segment"] = head.segment;
+    out["segments"] = head.tile_rows() / head.segment;
     out["tile"] = head.tile;
     out["step"] = head.step;
     out["base"] = head.base;
@@ -160,11 +164,11 @@ void define_trellis(nb::module_& m) {
           nb::arg("shift"), nb::arg("rate"), nb::arg("stored"), nb::arg("codes"), nb::arg("values"),
           nb::arg("errors"), nb::arg("path"));
     m.def("trellis_encode", &pack, nb::arg("codes"), nb::arg("bits"), nb::arg("parity"), nb::arg("flip"),
-          nb::arg("lanes_log2"), nb::arg("segment"), nb::arg("tile"), nb::arg("step"), nb::arg("base"),
+          nb::arg("lanes_log2"), nb::arg("segment"), nb::arg("segments_log2"), nb::arg("tile"), nb::arg("step"), nb::arg("base"),
           nb::arg("step_code"), nb::arg("row_class"), nb::arg("column_class"), nb::arg("shifts"), nb::arg("threads"));
     m.def("trellis_decode", &unpack, nb::arg("stream"), nb::arg("rows"), nb::arg("columns"), nb::arg("stored"),
           nb::arg("out"), nb::arg("threads"), nb::arg("path"));
-    m.def("trellis_codes", &unpack_codes, nb::arg("stream"), nb::arg("codes"), nb::arg("threads"));
+    m.def("trellis_codes", &unpack_codes, nb::arg("stream"), nb::arg("codes"), nb::arg("threads"), nb::arg("path"));
     m.def("trellis_describe", &describe, nb::arg("stream"), nb::arg("rows"), nb::arg("columns"));
 }
 

@@ -43,20 +43,6 @@ void write_plane(std::vector<std::uint8_t>& out, const std::vector<std::uint8_t>
         if ((plane[i / width] - low) >> i % width & 1u) out[start + i / 8] |= static_cast<std::uint8_t>(1u << i % 8);
 }
 
-void check(const TrellisHead& head) {
-    const Machine& machine = head.machine;
-    if (machine.bits > kMaxTrellisBits || machine.parity >> machine.bits != 0 || machine.flip >> machine.bits != 0)
-        throw CodecError("the machine of the trellis is none of 1 to 64 states");
-    if (head.lanes_log2 < kMinLanesLog2 || head.lanes_log2 > 6) throw CodecError("lanes are not a power of two from 4 to 64");
-    if (head.segment == 0 || head.tile == 0 || std::uint64_t{head.segment} * head.tile > kMaxTile)
-        throw CodecError("a tile of the trellis is empty, or larger than 2^26");
-    if (!(head.step > 0.0f) || !std::isfinite(head.step)) throw CodecError("the step is no positive number");
-    if (head.base % 2 != 0 || head.base > 32767 - 255) throw CodecError("the first level is odd, or too far out");
-    if (head.row_classes - 1 >= kMaxTrellisClasses || head.column_classes - 1 >= kMaxTrellisClasses)
-        throw CodecError("classes of rows or columns are not 1 to 8");
-    if (head.shifts.size() >= kTrellisShifts) throw CodecError("there are more than 31 shifts");
-}
-
 void read_fields(const std::uint8_t* p, TrellisHead& head) {
     if (!std::equal(kMagic, kMagic + 4, p)) throw CodecError("not a stream of a trellis, or of a version unknown here");
     head.machine.bits = p[4];
@@ -72,7 +58,8 @@ void read_fields(const std::uint8_t* p, TrellisHead& head) {
     head.row_classes = p[30];
     head.column_classes = p[31];
     head.shifts.resize(p[32]);
-    if (p[33] != 0 || p[34] != 0 || p[35] != 0) throw CodecError("a reserved byte of the stream is not zero");
+    head.segments_log2 = p[33];
+    if (p[34] != 0 || p[35] != 0) throw CodecError("a reserved byte of the stream is not zero");
     check(head);
 }
 
@@ -106,6 +93,21 @@ std::size_t read_chunks(TrellisStream& stream, const std::uint8_t* entries, std:
 
 }  // namespace
 
+void check(const TrellisHead& head) {
+    const Machine& machine = head.machine;
+    if (machine.bits > kMaxTrellisBits || machine.parity >> machine.bits != 0 || machine.flip >> machine.bits != 0)
+        throw CodecError("the machine of the trellis is none of 1 to 64 states");
+    if (head.segments_log2 > 26) throw CodecError("a tile has more than 2^26 segments");
+    if (head.lanes_log2 < kMinLanesLog2 || head.lanes_log2 > 6) throw CodecError("lanes are not a power of two from 4 to 64");
+    if (head.segment == 0 || head.tile == 0 || std::uint64_t{head.segment} * head.tile > kMaxTile >> head.segments_log2)
+        throw CodecError("a tile of the trellis is empty, or larger than 2^26");
+    if (!(head.step > 0.0f) || !std::isfinite(head.step)) throw CodecError("the step is no positive number");
+    if (head.base % 2 != 0 || head.base < kLeastLevel || head.base > kMostLevel - 253) throw CodecError("the first level is odd, or too far out");
+    if (head.row_classes - 1 >= kMaxTrellisClasses || head.column_classes - 1 >= kMaxTrellisClasses)
+        throw CodecError("classes of rows or columns are not 1 to 8");
+    if (head.shifts.size() >= kTrellisShifts) throw CodecError("there are more than 31 shifts");
+}
+
 std::vector<std::uint32_t> TrellisHead::row_order() const {
     std::vector<std::uint32_t> order(rows);
     std::iota(order.begin(), order.end(), 0u);
@@ -121,8 +123,8 @@ std::vector<float> TrellisHead::steps() const {
 }
 
 Tile tile_of(const TrellisHead& head, std::size_t chunk) {
-    const std::size_t row = chunk / head.column_tiles() * head.segment, column = chunk % head.column_tiles() * head.tile;
-    return {row, std::min<std::size_t>(row + head.segment, head.rows), column,
+    const std::size_t row = chunk / head.column_tiles() * head.tile_rows(), column = chunk % head.column_tiles() * head.tile;
+    return {row, std::min<std::size_t>(row + head.tile_rows(), head.rows), column,
             std::min<std::size_t>(column + head.tile, head.columns)};
 }
 
@@ -164,6 +166,7 @@ std::vector<std::uint8_t> head_of(const TrellisHead& head) {
     out[30] = static_cast<std::uint8_t>(head.row_classes);
     out[31] = static_cast<std::uint8_t>(head.column_classes);
     out[32] = static_cast<std::uint8_t>(head.shifts.size());
+    out[33] = static_cast<std::uint8_t>(head.segments_log2);
     for (const std::int8_t shift : head.shifts) out.push_back(static_cast<std::uint8_t>(shift));
     write_plane(out, head.step_code);
     if (head.row_classes > 1) write_plane(out, head.row_class);
