@@ -18,6 +18,7 @@ import torch
 
 from .bitmaps_reference import decode as decode_bitmaps
 from .rans_reference import crc32c, decode
+from .trellis_reference import decode as decode_trellis
 
 DTYPES = [
     "bool",
@@ -41,7 +42,7 @@ DTYPES = [
     "float64",
     "complex64",
 ]
-RAW, CONSTANT, SAME, PLANES, BYTES, PIECES, CODES = range(7)
+RAW, CONSTANT, SAME, PLANES, BYTES, PIECES, CODES, TRELLIS = range(8)
 
 
 class Reader:
@@ -93,6 +94,10 @@ def dequantize(data: bytes) -> torch.Tensor:
     if kind == PIECES:
         pieces = [dequantize(part) for part in reader.parts([True] * reader.number())]
         return torch.cat([piece.view(torch.uint8) for piece in pieces]).view(whole).view(shape)
+    if kind == TRELLIS:
+        transposed = reader.take("B")[0]
+        values = torch.from_numpy(decode_trellis(reader.parts([True])[0])).to(whole)
+        return values.t().contiguous() if transposed else values
     if kind == PLANES:
         out = planes(reader, n, shape, narrow.itemsize)
     elif kind == CODES:
