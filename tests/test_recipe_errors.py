@@ -16,7 +16,7 @@ from llmc.recipe import EvalOptions, from_dict, from_options, load_recipe, metho
 
 KEYS = (
     "model, stages, out, revision, calibration, formats, seed, device, compute_dtype, max_memory, allow_nonfinite, "
-    "entropy, eval, gates, push"
+    "size, max_kl, entropy, eval, gates, push"
 )
 METRICS = (
     "perplexity, perplexity_ratio, kl, kl_median, kl_p99, top1_agreement, weight_bytes, bits_per_weight, "

@@ -21,9 +21,9 @@ def grid_of(states: int, columns: int, *, segment: int = 256, step: float = 1.0,
     return FittedTrellis(
         states,
         segment,
-        step,
-        torch.arange(columns, dtype=torch.uint8) % 5,
-        torch.arange(columns, dtype=torch.uint8) % classes,
+        step=step,
+        step_code=torch.arange(columns, dtype=torch.uint8) % 5,
+        column_class=torch.arange(columns, dtype=torch.uint8) % classes,
     )
 
 

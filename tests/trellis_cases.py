@@ -69,10 +69,10 @@ def matrix(shape: Shape) -> Encoded:
     grid = FittedTrellis(
         shape.states,
         shape.segment,
-        float(np.float32(rng.uniform(0.001, 0.1))),
-        torch.from_numpy(rng.integers(3, 20, shape.columns, np.uint8)),
-        torch.from_numpy(column_class),
-        torch.from_numpy(np.append(0, rng.integers(-20, 60, SHIFTS - 1)).astype(np.int8)),
+        step=float(np.float32(rng.uniform(0.001, 0.1))),
+        step_code=torch.from_numpy(rng.integers(3, 20, shape.columns, np.uint8)),
+        column_class=torch.from_numpy(column_class),
+        shift=torch.from_numpy(np.append(0, rng.integers(-20, 60, SHIFTS - 1)).astype(np.int8)),
     )
     return encoded(grid, torch.from_numpy(codes), torch.from_numpy(row_class), torch.bfloat16)
 
