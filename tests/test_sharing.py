@@ -6,7 +6,7 @@ import itertools
 import math
 
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llmc.sharing import ABOVE, BELOW, LEAST, MOST, shared_out
@@ -59,12 +59,11 @@ def test_more_where_a_weight_costs_more(rows: Matrices, mean: float) -> None:
             assert one <= other + 1e-9
 
 
-@given(matrices, means, st.floats(1.5, 1e4))
+@given(matrices, means, st.floats(1.5, 1e2))
 @settings(max_examples=200, deadline=None)
 def test_a_larger_loss_never_gets_fewer_bits(rows: Matrices, mean: float, times: float) -> None:
-    assume(rows[0][0] > 0)
+    rows = [(max(loss, 1e-3), before, n) for loss, before, n in rows]
     more = [(rows[0][0] * times, *rows[0][1:]), *rows[1:]]
-    assume(max(loss for loss, *_ in more) * 1e-9 < min((loss for loss, *_ in rows if loss), default=1))
     assert shared(more, mean)[0] >= shared(rows, mean)[0] - 1e-9
 
 
@@ -86,8 +85,7 @@ def test_the_unit_of_losses_does_not_matter(rows: Matrices, mean: float, unit: f
 @settings(max_examples=100, deadline=None)
 def test_what_matters_is_the_loss_at_a_rate_not_the_rate(rows: Matrices, mean: float) -> None:
     """A loss measured one bit higher counts as four times as much."""
-    assume(all(loss > 0 for loss, *_ in rows))
-    assume(max(loss for loss, *_ in rows) * 1e-8 < min(loss for loss, *_ in rows))
+    rows = [(max(loss, 1e-3), before, n) for loss, before, n in rows]
     moved = [(loss * 4, before - 1, n) if i % 2 else (loss, before, n) for i, (loss, before, n) in enumerate(rows)]
     assert shared(moved, mean) == pytest.approx(shared(rows, mean), abs=1e-6)
 
