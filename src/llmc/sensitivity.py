@@ -73,11 +73,9 @@ class _Passes:
         self._load(self.outside)
         for path, module in self.blocks.items():
             module.forward = self._twice(path, module.forward)
-        self.hook = model.get_input_embeddings().register_forward_hook(_start_of_gradients)
         return self
 
     def __exit__(self, *exc: object) -> None:
-        self.hook.remove()
         for module in self.blocks.values():
             del module.forward
         self._leave()
@@ -109,6 +107,7 @@ class _Passes:
     def _twice(self, path: str, forward: Any) -> Any:
         def run(*args: Any, **kwargs: Any) -> Any:
             leaves, form = tree_flatten((args, kwargs))
+            _start_of_gradients(leaves)
             places = [i for i, leaf in enumerate(leaves) if isinstance(leaf, torch.Tensor)]
 
             def again(*tensors: torch.Tensor) -> Any:
@@ -181,6 +180,8 @@ class _Passes:
             self.products[name] += by_expert[expert] / shares
 
 
-def _start_of_gradients(module: Any, args: Any, output: torch.Tensor) -> torch.Tensor:
-    """Blocks are run again only where a gradient reaches their inputs."""
-    return output if output.requires_grad else output.requires_grad_(True)
+def _start_of_gradients(leaves: list[Any]) -> None:
+    """Blocks are run again only where a gradient reaches one of their inputs: the first blocks of stacks need one."""
+    numbers = [i for i, x in enumerate(leaves) if isinstance(x, torch.Tensor) and x.is_floating_point()]
+    if numbers and not any(leaves[i].requires_grad for i in numbers):
+        leaves[numbers[0]] = leaves[numbers[0]].detach().requires_grad_(True)

@@ -16,13 +16,22 @@ from llmc.calibration.statistics import Hessian
 from llmc.compressors.feedback import Problem, Slab, exact, prepare, relative_error
 from llmc.compressors.options import check_options, option
 from llmc.compressors.parallel import ordered_map
+from llmc.errors import UsageError
 from llmc.formats import trellis_kernel
 from llmc.formats.encoded import Encoded
-from llmc.formats.trellis import MOST_CODE, OCTAVE, SHIFT_UNIT, SHIFTS, FittedTrellis, TrellisGrid, encoded, row_order
+from llmc.formats.trellis import (
+    MACHINES,
+    OCTAVE,
+    SHIFT_UNIT,
+    SHIFTS,
+    FittedTrellis,
+    TrellisGrid,
+    encoded,
+    row_order,
+)
 from llmc.formats.trellis_kernel import RATES
 from llmc.structure import Context
 
-STATES = (1, 4, 8, 16, 32, 64)
 MICRO = 16  # columns searched one after the other before a product updates the rest of the slab
 TILE = 1 << 23  # weights worked on at once
 PART = 4  # passes that settle rates see one row in so many
@@ -34,7 +43,7 @@ HALVES = 2.0  # classes of rows and columns are half octaves apart
 REACH = 2  # classes on either side of the middle
 MERGED = (tuple(range(2 * REACH + 1)), (0, 1, 1, 1, 2), (0,) * (2 * REACH + 1))  # ways to put classes together
 LEVELS = 4096  # magnitudes counted one by one
-WIDEST = 127  # larger levels are written raw behind an escape
+MOST_STEPS = 15000.0  # of the largest weight, before errors are carried to it: the search cuts off at 16000
 
 
 @dataclass(frozen=True)
@@ -62,6 +71,8 @@ class Trellis:
 
     def __post_init__(self) -> None:
         check_options(self)
+        if self.states not in MACHINES:
+            raise UsageError(f"option states: no machine has {self.states}", fix=f"use {', '.join(map(str, MACHINES))}")
 
     def make_grid(self, scale_dtypes: tuple[str, ...]) -> TrellisGrid:
         return TrellisGrid(self.states, bits_per_weight=self.bits_per_weight)
@@ -127,8 +138,9 @@ class _Search:
         spread = 0.5 * torch.log2(scaled.mean(0).clamp(min=1e-30)).mean()
         self.wanted = context.rates[0] if context.rates else method.bits_per_weight
         step = 2.0 ** (float(spread) + 2.05 - self.wanted)
-        least = float((W.abs().amax(0) / grid.steps).max()) / (MOST_CODE // 2 - 64)
+        least = float((W.abs().amax(0) / grid.steps).max()) / MOST_STEPS
         self.least = max(least, 1e-30)
+        self.most = max(4 * step, self.least)  # of tiny matrices, what is stored besides codes may exceed every budget
         self.grid = replace(grid, step=_float32(max(step, self.least)), column_class=column)
         self.rate = self._first_rates()
 
@@ -146,23 +158,30 @@ class _Search:
 
     def _exactly(self, rows: torch.Tensor) -> Encoded:
         """Passes over all rows until the bytes are right."""
+        last = self._attempt(rows)
         best: tuple[float, Encoded, torch.Tensor] | None = None
-        for attempt in range(TRIES):
-            found = self._run(rows)
-            matrix = self._natural(found.codes)
-            bits = 8 * trellis_kernel.pack(matrix, threads=self.context.workers).size / self.W.numel()
+        for left in reversed(range(TRIES)):
+            bits = last[0]
             if bits <= self.wanted and (best is None or bits > best[0]):
-                best = bits, matrix, found.error
-            if self.wanted * (1 - TOLERANCE) <= bits <= self.wanted or (best and attempt >= TRIES - 1):
+                best = last
+            if self.wanted * (1 - TOLERANCE) <= bits <= self.wanted or not left:
                 break
             if self.grid.step <= self.least and bits < self.wanted:
                 break
             self._change(bits - self.wanted * (1 - TOLERANCE / 2))
+            last = self._attempt(rows)
         if best is None:
-            best = bits, matrix, found.error
-            self.context.note("over_budget", round(bits - self.wanted, 4))
-        relative_error(best[2], self.problem.energy(self.W), self.context)
-        return best[1]
+            self.context.note("over_budget", round(last[0] - self.wanted, 4))
+        _, matrix, error = best or last
+        relative_error(error, self.problem.energy(self.W), self.context)
+        return matrix
+
+    def _attempt(self, rows: torch.Tensor) -> tuple[float, Encoded, torch.Tensor]:
+        """A pass over all rows: stored bits per weight, the matrix, diag(E H E^T)."""
+        found = self._run(rows)
+        matrix = self._natural(found.codes)
+        bits = 8 * trellis_kernel.pack(matrix, threads=self.context.workers).size / self.W.numel()
+        return bits, matrix, found.error
 
     def _merge_classes(self, found: _Pass, rows: int) -> _Pass:
         """Keep the classes whose tables save more bytes than they take."""
@@ -186,7 +205,7 @@ class _Search:
     def _change(self, excess: float) -> None:
         """Another step, for so many bits per weight less."""
         step = self.grid.step * 2.0 ** max(-4.0, min(4.0, excess))
-        self.grid = replace(self.grid, step=_float32(max(step, self.least)))
+        self.grid = replace(self.grid, step=_float32(min(max(step, self.least), self.most)))
 
     def _natural(self, codes: torch.Tensor) -> Encoded:
         """The matrix of codes [rows, columns] whose rows are in the order of the trellis."""
