@@ -17,7 +17,7 @@ from llmc.compressors.feedback import Problem, Slab, exact, prepare, relative_er
 from llmc.compressors.options import check_options, option
 from llmc.compressors.parallel import ordered_map
 from llmc.errors import UsageError
-from llmc.formats import trellis_kernel
+from llmc.formats import tensor_coder, trellis_kernel
 from llmc.formats.encoded import Encoded
 from llmc.formats.trellis import (
     MACHINES,
@@ -180,7 +180,7 @@ class _Search:
         """A pass over all rows: stored bits per weight, the matrix, diag(E H E^T)."""
         found = self._run(rows)
         matrix = self._natural(found.codes)
-        bits = 8 * trellis_kernel.pack(matrix, threads=self.context.workers).size / self.W.numel()
+        bits = 8 * tensor_coder.quantized(matrix, threads=self.context.workers).nbytes / self.W.numel()
         return bits, matrix, found.error
 
     def _merge_classes(self, found: _Pass, rows: int) -> _Pass:
