@@ -15,7 +15,7 @@ from llmc.compressors import trellis
 from llmc.compressors.gptq import Gptq
 from llmc.compressors.trellis import Trellis
 from llmc.errors import UsageError
-from llmc.formats import trellis_kernel
+from llmc.formats import tensor_coder, trellis_kernel
 from llmc.formats.encoded import Encoded
 from llmc.formats.trellis import MOST_CODE
 
@@ -23,7 +23,7 @@ STATES = (1, 4, 8, 16, 32, 64)
 
 
 def stored_bits(matrix: Encoded) -> float:
-    return 8 * trellis_kernel.pack(matrix).size / (matrix.shape[0] * matrix.shape[1])
+    return 8 * tensor_coder.quantized(matrix).nbytes / (matrix.shape[0] * matrix.shape[1])
 
 
 def same(one: Encoded, other: Encoded) -> bool:
