@@ -77,7 +77,7 @@ def export(
     if checkpoint.coded is not None and format in _held(checkpoint):
         plain = decompress(source, out, force=force, progress=progress)
         return Exported(out, format, plain.weight_bytes, len(checkpoint.packed))
-    if not checkpoint.packed:
+    if not checkpoint.packed and not (format == "dense" and _is_trellis(checkpoint)):
         if checkpoint.coded is not None:
             fix = "llmc decompress gives them back"
             raise InputError("its tensors are coded without loss", where=source.name, fix=fix)
@@ -99,6 +99,12 @@ def export(
     finally:
         artifact.abandon()
     return Exported(out, format, files.total, len(specs))
+
+
+def _is_trellis(checkpoint: Checkpoint) -> bool:
+    """Whether matrices are trellis coded: they decode to what was chosen for them, not to what a model had."""
+    said = checkpoint.config_dict.get("quantization_config")
+    return checkpoint.coded is not None and isinstance(said, dict) and said.get("mode") == "trellis"
 
 
 def _held(checkpoint: Checkpoint) -> set[str]:
