@@ -72,8 +72,9 @@ def test_tensors_decode_to_the_stored_streams(made: Any, name: str) -> None:
 @pytest.mark.parametrize("name", CASES)
 def test_from_pretrained_gives_the_decoded_values(made: Any, name: str, tmp_path: Path) -> None:
     """As transformers loads the dense export, which knows nothing of llmc."""
-    _, folder = made(name)
+    original, folder = made(name)
     llmc.export(folder, tmp_path / "dense", format="dense")
+    assert llmc.verify(tmp_path / "dense", against=original).ok
     checkpoint = Checkpoint(folder, encoded=True)
     for tensor, values in load_file(tmp_path / "dense" / "model.safetensors").items():
         assert torch.equal(values, checkpoint.tensor(tensor)), tensor

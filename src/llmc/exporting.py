@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -16,10 +16,12 @@ from llmc.decompressing import decompress
 from llmc.encoding import store
 from llmc.errors import InputError, UnsupportedError
 from llmc.formats import CONTAINERS
+from llmc.formats.coded_head import TRELLIS
 from llmc.formats.container import Container, Spec
-from llmc.formats.encoded import Encoded
+from llmc.formats.encoded import Encoded, Grid
 from llmc.formats.int_grid import IntGrid
 from llmc.formats.nf4_grid import Nf4Grid
+from llmc.formats.trellis import TrellisGrid
 from llmc.hub import resolve_model
 from llmc.layout import arrange
 from llmc.manifest import read_manifest, write_manifest
@@ -118,6 +120,9 @@ def _specs(checkpoint: Checkpoint, container: Container) -> dict[str, Spec]:
     """Name on disk -> what it is stored as, for every encoded matrix."""
     targets = {t.tensor: t for t in checkpoint.targets}
     out = {}
+    if checkpoint.coded is not None and _is_trellis(checkpoint):
+        coded, grid = checkpoint.coded, cast("Grid", TrellisGrid())
+        return {name: Spec(t, grid) for name, t in targets.items() if coded.head(name).kind == TRELLIS}
     for name, packed in checkpoint.packed.items():
         if name not in targets:
             raise UnsupportedError("no Linear layer of the model is stored there", where=name)
@@ -146,9 +151,9 @@ def _write(
         if name not in specs:
             tensors[name] = folder.write(name, checkpoint.tensor(name))
             continue
-        spec, packed = specs[name], checkpoint.packed[name]
-        values = packed.decode()
-        if container.name == "dense":
+        spec, packed = specs[name], checkpoint.packed.get(name)
+        values = checkpoint.matrix(spec.target) if packed is None else packed.decode()
+        if packed is None or container.name == "dense":
             tensors[name] = folder.write(name, checkpoint.tensor(name))
             row = _dense_row(spec.target, values)
         else:
