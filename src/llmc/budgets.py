@@ -172,6 +172,7 @@ def within_kl(
     survey = take_survey(_equal(job, asked(job)), survey_of(out), fresh=fresh, progress=progress)
     fails, holds = LEAST, MOST
     found: dict[str, float] | None = None
+    reached = math.inf
     mean, slope = asked(job) + _octaves(survey.loss, most * CLOSE), 1.0
     with tempfile.TemporaryDirectory(dir=out.absolute().parent, prefix=f".{out.name}.") as scratch:
         for attempt in range(TRIES):

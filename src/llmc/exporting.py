@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -16,10 +16,12 @@ from llmc.decompressing import decompress
 from llmc.encoding import store
 from llmc.errors import InputError, UnsupportedError
 from llmc.formats import CONTAINERS
+from llmc.formats.coded_head import TRELLIS
 from llmc.formats.container import Container, Spec
-from llmc.formats.encoded import Encoded
+from llmc.formats.encoded import Encoded, Grid
 from llmc.formats.int_grid import IntGrid
 from llmc.formats.nf4_grid import Nf4Grid
+from llmc.formats.trellis import TrellisGrid
 from llmc.hub import resolve_model
 from llmc.layout import arrange
 from llmc.manifest import read_manifest, write_manifest
@@ -77,7 +79,7 @@ def export(
     if checkpoint.coded is not None and format in _held(checkpoint):
         plain = decompress(source, out, force=force, progress=progress)
         return Exported(out, format, plain.weight_bytes, len(checkpoint.packed))
-    if not checkpoint.packed:
+    if not checkpoint.packed and not (format == "dense" and _is_trellis(checkpoint)):
         if checkpoint.coded is not None:
             fix = "llmc decompress gives them back"
             raise InputError("its tensors are coded without loss", where=source.name, fix=fix)
@@ -101,6 +103,12 @@ def export(
     return Exported(out, format, files.total, len(specs))
 
 
+def _is_trellis(checkpoint: Checkpoint) -> bool:
+    """Whether matrices are trellis coded: they decode to what was chosen for them, not to what a model had."""
+    said = checkpoint.config_dict.get("quantization_config")
+    return checkpoint.coded is not None and isinstance(said, dict) and said.get("mode") == "trellis"
+
+
 def _held(checkpoint: Checkpoint) -> set[str]:
     """The container whose files were coded, when they are of one."""
     found = {p.container for p in checkpoint.packed.values()}
@@ -112,6 +120,9 @@ def _specs(checkpoint: Checkpoint, container: Container) -> dict[str, Spec]:
     """Name on disk -> what it is stored as, for every encoded matrix."""
     targets = {t.tensor: t for t in checkpoint.targets}
     out = {}
+    if checkpoint.coded is not None and _is_trellis(checkpoint):
+        coded, grid = checkpoint.coded, cast("Grid", TrellisGrid())
+        return {name: Spec(t, grid) for name, t in targets.items() if coded.head(name).kind == TRELLIS}
     for name, packed in checkpoint.packed.items():
         if name not in targets:
             raise UnsupportedError("no Linear layer of the model is stored there", where=name)
@@ -140,9 +151,9 @@ def _write(
         if name not in specs:
             tensors[name] = folder.write(name, checkpoint.tensor(name))
             continue
-        spec, packed = specs[name], checkpoint.packed[name]
-        values = packed.decode()
-        if container.name == "dense":
+        spec, packed = specs[name], checkpoint.packed.get(name)
+        values = checkpoint.matrix(spec.target) if packed is None else packed.decode()
+        if packed is None or container.name == "dense":
             tensors[name] = folder.write(name, checkpoint.tensor(name))
             row = _dense_row(spec.target, values)
         else:
