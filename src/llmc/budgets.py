@@ -110,7 +110,8 @@ def _measured(job: Job, artifact: Artifact, written: Written, progress: Progress
 
 def _batches(job: Job, calibration: CalibrationSet) -> list[dict[str, Any]]:
     options = job.recipe.calibration
-    size = 1 if options is None else max(1, batch_size(options) // 4)
+    few = calibration.token_ids.shape[0] // PASSES
+    size = 1 if options is None else max(1, min(batch_size(options) // 4, few))
     ids = calibration.token_ids[-PASSES * size :]
     return model_inputs(job.checkpoint.model, ids, size, job.recipe.seed)
 

@@ -17,8 +17,8 @@ import torch
 
 from llmc.artifact import Artifact, Folder, check_apart, check_out
 from llmc.coded_files import SUFFIX, CodedTensors, cores, is_coded, overlapped, plain_name
-from llmc.errors import CheckpointError
-from llmc.formats.coded_head import Head
+from llmc.errors import CheckpointError, InputError
+from llmc.formats.coded_head import TRELLIS, Head
 from llmc.layout import Slot, WeightFiles
 from llmc.loading import located
 from llmc.manifest import dump_json, read_manifest
@@ -78,6 +78,9 @@ def decompress(
     check_out(out, force)
     coded = CodedTensors(source)
     heads = {name: coded.head(name) for name in coded.entries}
+    if any(head.kind == TRELLIS for head in heads.values()):
+        message = "its matrices were quantized: there is no original in it"
+        raise InputError(message, where=source.name, fix="llmc export --format dense gives a plain model")
     files, exact = _plan(coded, heads)
     artifact = Artifact(out, {"": files}, {"decompress": str(source.resolve())})
     artifact.open(fresh=True, force=force)

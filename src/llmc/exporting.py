@@ -81,8 +81,12 @@ def export(
         return Exported(out, format, plain.weight_bytes, len(checkpoint.packed))
     if not checkpoint.packed and not (format == "dense" and _is_trellis(checkpoint)):
         if checkpoint.coded is not None:
-            fix = "llmc decompress gives them back"
-            raise InputError("its tensors are coded without loss", where=source.name, fix=fix)
+            trellis = _is_trellis(checkpoint)
+            fix = "use --format dense" if trellis else "llmc decompress gives them back"
+            problem = (
+                "no other format holds the codes of a trellis" if trellis else "its tensors are coded without loss"
+            )
+            raise InputError(problem, where=source.name, fix=fix)
         raise InputError("no encoded matrix in it", where=source.name, fix="export starts from a quantized folder")
     specs = _specs(checkpoint, container)
     facts = model_facts(checkpoint, specs)

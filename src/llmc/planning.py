@@ -146,16 +146,20 @@ def describe(job: Job) -> PlanResult:
     sizes = {folder: at_most(f) if entropy else f.sizes for folder, f in job.files.items()}
     files = {f"{folder}/{n}" if folder else n: s for folder, own in sizes.items() for n, s in own.items()}
     runtimes = {name: c.runtimes(specs, job.facts) for name, c in job.containers.items()}
+    bits = target_bits(next(iter(job.containers.values())), specs)
+    if job.recipe.size is not None:  # shared out when the run knows what errors cost
+        files = {next(iter(files)): job.recipe.size}
+        bits = 8 * (job.recipe.size - kept_bytes(job)) / max(sum(s.target.numel for s in specs), 1)
     return PlanResult(
         files=files,
         weight_bytes=sum(files.values()),
         other_bytes=sum(sidecar_bytes(job.checkpoint.folder, len(job.checkpoint.entries)) for _ in job.containers),
         peak_ram_bytes=peak_ram(job),
-        bits_per_weight=target_bits(next(iter(job.containers.values())), specs),
+        bits_per_weight=bits,
         runtimes={name: _after_export(name, says) for name, says in runtimes.items()} if entropy else runtimes,
         targets=len(specs),
         original_bytes=sum(e.nbytes for e in job.checkpoint.entries.values()),
-        at_most=entropy,
+        at_most=entropy or any(container.coded for container in job.containers.values()),
     )
 
 

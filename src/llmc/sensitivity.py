@@ -91,7 +91,8 @@ class _Passes:
                 drawn = torch.multinomial(flat.detach().softmax(-1).cpu(), 1, generator=generator)[:, 0]
                 loss = torch.nn.functional.cross_entropy(flat, drawn.to(flat.device), reduction="sum")
             else:
-                flat = out.last_hidden_state.float().reshape(-1, out.last_hidden_state.shape[-1])
+                hidden = out[0]  # the last hidden state, where the model has nothing else to say
+                flat = hidden.float().reshape(-1, hidden.shape[-1])
                 loss = (flat * torch.randn(flat.shape, generator=generator).to(flat.device)).sum()
             torch.autograd.backward(loss)
         self._leave()
