@@ -2,7 +2,7 @@
 
     python benchmarks/encoder_error.py --model FOLDER --calibration FILE --text FILE [--bits 4 3 2] [--num-samples 128]
         [--sequence-length 128] [--sentences 500] [--symmetric]
-        [--also column_steps=0.5 states=64,tradeoff=0.3 ...] [--out FILE.md]
+        [--also column_steps=0.5 states=64,tradeoff=0.3 ...] [--rows FILE] [--out FILE.md]
 
 GPTQ on integers with one scale and zero point per 128 columns, scales searched for the least error, in natural order
 and by activation (`--symmetric`: without zero points as well); the baseline is the best of them. The trellis gets the
@@ -110,6 +110,12 @@ def trellises(rate: float, also: Sequence[str]) -> Iterator[tuple[str, dict[str,
         yield f"{EQUAL}, {words}", {**own, "options": {"rates": "equal", **changed}}
 
 
+def kept(file: Path | None) -> list[Row]:
+    """Rows measured before."""
+    lines = file.read_text(encoding="utf-8").splitlines() if file is not None and file.exists() else []
+    return [Row(**json.loads(line)) for line in lines]
+
+
 class Bench:
     """One model, its texts, and the vectors that are true."""
 
@@ -122,6 +128,9 @@ class Bench:
         self.cast = distances(self.true, vectors(given.model, self.texts, self.pooling))[0]
 
     def row(self, bits: int, label: str, options: dict[str, Any]) -> Row:
+        before = next((row for row in kept(self.given.rows) if (row.bits, row.label) == (bits, label)), None)
+        if before is not None:
+            return before
         shared = {"num_samples": self.given.num_samples, "sequence_length": self.given.sequence_length}
         begin = time.process_time()
         result = llmc.quantize(
@@ -132,6 +141,9 @@ class Bench:
         error, distance = distances(vectors(self.out, self.texts, self.pooling), self.true)
         row = Row(bits, label, summary["bits_per_weight"], error, distance, round(cpu, 1))
         print(f"{bits} bits, {label}: {row.stored:.4f} bits, error {row.error:.4g}", file=sys.stderr)
+        if self.given.rows is not None:
+            with self.given.rows.open("a", encoding="utf-8") as out:
+                out.write(json.dumps(asdict(row)) + "\n")
         return row
 
     def rows(self, bits: int) -> list[Row]:
@@ -205,6 +217,7 @@ def main() -> None:
     parser.add_argument("--symmetric", action="store_true", help="GPTQ without zero points too")
     parser.add_argument("--also", nargs="*", default=[], help="further options of the trellis, OPTION=VALUE[,...]")
     parser.add_argument("--scratch", type=Path)
+    parser.add_argument("--rows", type=Path, help="JSON lines of rows measured with these settings, read and added to")
     parser.add_argument("--out", type=Path, help="Markdown")
     parser.add_argument("--json", action="store_true")
     given = parser.parse_args()

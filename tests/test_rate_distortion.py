@@ -135,6 +135,18 @@ def test_sentences_are_spread_over_the_text() -> None:
     assert len(sentences(text, 5000)) == 1000
 
 
+def test_vectors_rows_are_kept(tmp_path: Path) -> None:
+    from dataclasses import asdict
+
+    from encoder_error import Row, kept
+
+    rows = [Row(bits, "gptq", 3.1, 0.25, 0.1, 1.0) for bits in (2, 3)]
+    file = tmp_path / "rows.jsonl"
+    assert kept(None) == kept(file) == []
+    file.write_text("".join(json.dumps(asdict(row)) + "\n" for row in rows))
+    assert kept(file) == rows
+
+
 def test_the_page_compares_with_the_best_baseline() -> None:
     from encoder_error import EQUAL, SENSITIVE, Row, report
 
