@@ -150,4 +150,5 @@ def test_stored_bytes(name: str) -> None:
 def test_every_container_has_golden_bytes() -> None:
     from llmc.formats import CONTAINERS
 
-    assert {container.name for container, *_ in GOLDEN.values()} == set(CONTAINERS)
+    frozen = {container.name for container, *_ in GOLDEN.values()}
+    assert frozen | {"llmc"} == set(CONTAINERS)  # its streams are frozen in test_trellis_golden

@@ -19,7 +19,7 @@ import llmc
 import llmc.hf
 from llmc.coded_files import CodedTensors
 from llmc.errors import CheckpointError, LlmcError, UsageError
-from llmc.formats import coded_tensor
+from llmc.formats import coded_head
 from llmc.formats.tensor_coder import MODES
 from llmc.runtime import resident
 from llmc.safetensors_file import read_file
@@ -249,6 +249,6 @@ def test_eval_reads_a_coded_folder(both: Any, tmp_path: Path) -> None:
 
 
 def test_the_limit_of_a_claim(monkeypatch: pytest.MonkeyPatch, both: Any) -> None:
-    monkeypatch.setattr(coded_tensor, "LIMIT", 1000)
+    monkeypatch.setattr(coded_head, "LIMIT", 1000)
     with pytest.raises(CheckpointError, match="more than 1000 bytes"):
         llmc.read_tensors(both("llama")[1])
