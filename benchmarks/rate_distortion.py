@@ -31,13 +31,15 @@ from measuring import machine, markdown
 
 from llmc import Checkpoint, read_tensors
 from llmc.compressors.rtn import Rtn
-from llmc.compressors.trellis import STATES, Trellis
+from llmc.compressors.trellis import Trellis
 from llmc.formats import tensor_coder
 from llmc.formats.encoded import Encoded
 from llmc.formats.packing import pack_rows
+from llmc.formats.trellis import MACHINES
 from llmc.structure import Context
 
 GROUPS = (128, 64, "channel")
+STATES = tuple(MACHINES)
 WIDTHS = (2, 3, 4, 5, 6, 7, 8)
 RATES = (1, 1.5, 2, 3, 4, 5, 6)
 GRIDS = ("trellis", "int", "nf4")
