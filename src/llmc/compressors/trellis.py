@@ -8,6 +8,7 @@ follow. A step is per column: where an error costs much it is smaller (2**(k/4) 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -149,7 +150,7 @@ class _Search:
         rows = self.W.shape[0]
         some = torch.arange(0, rows, max(1, min(PART, rows // LEAST_ROWS)))
         for turn in range(ROUNDS):
-            found = self._run(some)
+            found = self._run(some, learn=True)
             if turn == 0:
                 found = self._merge_classes(found, len(some))
             self._learn(found)
@@ -178,7 +179,7 @@ class _Search:
 
     def _attempt(self, rows: torch.Tensor) -> tuple[float, Encoded, torch.Tensor]:
         """A pass over all rows: stored bits per weight, the matrix, diag(E H E^T)."""
-        found = self._run(rows)
+        found = self._run(rows, learn=False)
         matrix = self._natural(found.codes)
         bits = 8 * tensor_coder.quantized(matrix, threads=self.context.workers).nbytes / self.W.numel()
         return bits, matrix, found.error
@@ -212,12 +213,12 @@ class _Search:
         place = torch.empty_like(self.order).index_copy_(0, self.order, torch.arange(len(self.order)))
         return encoded(self.grid, codes[place], self.row_class[place], self.dtype)
 
-    def _run(self, rows: torch.Tensor) -> _Pass:
-        """Quantize these rows (positions in the order of the trellis)."""
+    def _run(self, rows: torch.Tensor, *, learn: bool) -> _Pass:
+        """Quantize these rows (positions in the order of the trellis); without `learn` nothing is counted."""
         columns = self.W.shape[1]
         size = max(1, TILE // columns // self.grid.segment) * self.grid.segment
         tiles = [rows[a : a + size] for a in range(0, len(rows), size)]
-        parts = list(ordered_map(self._tile, tiles, self.context.workers))
+        parts = list(ordered_map(partial(self._tile, learn=learn), tiles, self.context.workers))
         return _Pass(
             torch.cat([p.codes for p in parts]),
             sum((p.counts for p in parts[1:]), parts[0].counts),
@@ -225,23 +226,24 @@ class _Search:
             torch.cat([p.error for p in parts]),
         )
 
-    def _tile(self, rows: torch.Tensor) -> _Pass:
+    def _tile(self, rows: torch.Tensor, *, learn: bool) -> _Pass:
         order, row_class = self.problem.order, self.row_class[rows].contiguous()
         work = self.W[rows] if order is None else self.W[rows][:, order]
         short = torch.zeros(SHIFTS, 2, dtype=torch.float64)
 
         def round_slab(R: torch.Tensor, slab: Slab) -> tuple[torch.Tensor, torch.Tensor]:
             columns = torch.arange(slab.start, slab.stop) if order is None else order[slab.start : slab.stop]
-            return self._round_slab(R, slab, columns, row_class, short)
+            return self._round_slab(R, slab, columns, row_class, short if learn else None)
 
         error = self.problem.carry(work, round_slab)
         codes = work.to(torch.int16)
         if order is not None:
             codes = torch.empty_like(codes).index_copy_(1, order, codes)
-        return _Pass(codes, self._count(codes, row_class), short, error)
+        counts = self._count(codes, row_class) if learn else torch.zeros(1)
+        return _Pass(codes, counts, short, error)
 
     def _round_slab(
-        self, R: torch.Tensor, slab: Slab, columns: torch.Tensor, row_class: torch.Tensor, short: torch.Tensor
+        self, R: torch.Tensor, slab: Slab, columns: torch.Tensor, row_class: torch.Tensor, short: torch.Tensor | None
     ) -> tuple[torch.Tensor, torch.Tensor]:
         codes, values = torch.empty_like(R), torch.empty_like(R)
         width = R.shape[0]
@@ -251,7 +253,8 @@ class _Search:
             found = trellis_kernel.search(R[m:n], unit, self.grid, columns[m:n], row_class, self.rate, self.dtype)
             codes[m:n], values[m:n], errors = found
             R[n:].addmm_(slab.unit[m:n, n:].t(), errors, alpha=-1)
-            _tally(short, found[0], errors / self.grid.steps[columns[m:n], None])
+            if short is not None:
+                _tally(short, found[0], errors / self.grid.steps[columns[m:n], None])
         return codes, values
 
     def _count(self, codes: torch.Tensor, row_class: torch.Tensor) -> torch.Tensor:
