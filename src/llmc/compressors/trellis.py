@@ -7,6 +7,7 @@ follow. A step is per column: where an error costs much it is smaller (2**(k/4) 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, ClassVar
@@ -161,6 +162,7 @@ class _Search:
         """Passes over all rows until the bytes are right."""
         last = self._attempt(rows)
         best: tuple[float, Encoded, torch.Tensor] | None = None
+        slope = 1.0  # bits that a step twice as large saves
         for left in reversed(range(TRIES)):
             bits = last[0]
             if bits <= self.wanted and (best is None or bits > best[0]):
@@ -169,8 +171,11 @@ class _Search:
                 break
             if self.grid.step <= self.least and bits < self.wanted:
                 break
-            self._change(bits - self.wanted * (1 - TOLERANCE / 2))
+            before = math.log2(self.grid.step)
+            self._change((bits - self.wanted * (1 - TOLERANCE / 2)) / slope)
             last = self._attempt(rows)
+            moved = math.log2(self.grid.step) - before
+            slope = min(max((bits - last[0]) / moved, 0.5), 4.0) if moved else slope  # escapes make it steep
         if best is None:
             self.context.note("over_budget", round(last[0] - self.wanted, 4))
         _, matrix, error = best or last
