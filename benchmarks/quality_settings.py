@@ -67,11 +67,12 @@ def _with_embedding(bits: int) -> Setting:
 
 OUR_SETTINGS = (
     *(ours("llmc gptq", f"W{b} g128", "--method", "gptq", "--bits", str(b)) for b in range(2, 7)),
+    *(ours("llmc trellis", f"{b} bits", "--bits-per-weight", str(b)) for b in (2, 2.5, 3, 4, 5, 6)),
     *map(_act_order, range(2, 7)),
     *map(_with_embedding, range(3, 7)),  # compressed-tensors wants one width with a packed embedding
 )
 
-LEADS = ("llmc gptq act-order", "llmc gptq act-order, rtn embedding")
+LEADS = ("llmc trellis", "llmc gptq act-order", "llmc gptq act-order, rtn embedding")
 """Lines of ours that every peer is compared with."""
 
 
