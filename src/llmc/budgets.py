@@ -174,7 +174,7 @@ def within_kl(
     fails, holds = LEAST, MOST
     found: dict[str, float] | None = None
     reached = math.inf
-    mean, slope = asked(job) + _octaves(survey.loss, most * CLOSE), 1.0
+    mean = asked(job) + _octaves(survey.loss, most * CLOSE)
     with tempfile.TemporaryDirectory(dir=out.absolute().parent, prefix=f".{out.name}.") as scratch:
         for attempt in range(TRIES):
             mean = min(max(mean, LEAST), MOST)
@@ -186,7 +186,7 @@ def within_kl(
                 fails = max(fails, mean)
             if (reached <= most and reached >= CLOSE * most) or holds - fails < 0.02 or mean in (LEAST, MOST):
                 break
-            mean += slope * _octaves(reached, most * (1 + CLOSE) / 2)
+            mean += _octaves(reached, most * (1 + CLOSE) / 2)
             if not fails < mean < holds and fails < holds:
                 mean = (fails + holds) / 2
     if found is None:

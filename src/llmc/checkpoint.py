@@ -20,9 +20,10 @@ from torch import nn
 from llmc.coded_files import CodedTensors, held_config, is_coded
 from llmc.errors import CheckpointError, UnsupportedError
 from llmc.manifest import read_manifest
-from llmc.packed import READABLE, Packed, dense_entry, refuse_undecodable, split
+from llmc.packed import Packed, dense_entry, refuse_undecodable
 from llmc.safetensors_file import TensorEntry, load, read_folder
 from llmc.skeleton import Group, Skeleton
+from llmc.stored import encoded_parts
 from llmc.structure import InputPoint, Target
 
 MAX_CONFIG = 10_000_000
@@ -180,9 +181,7 @@ class Checkpoint:
     def _unpack_entries(self, entries: dict[str, TensorEntry]) -> dict[str, TensorEntry]:
         """Entries as a plain checkpoint would have them; `packed` says how some of them are stored."""
         config = held_config(self.config_dict)
-        method = (config.get("quantization_config") or {}).get("quant_method")
-        readable = self.coded is None or method in READABLE
-        found, plain = split(entries, config, self.read) if readable else ({}, entries)
+        found, plain = encoded_parts(config, entries, self.coded)
         if self.coded is not None:
             refuse_undecodable(config, entries, found)
         manifest = read_manifest(self.folder) or {}

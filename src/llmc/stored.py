@@ -38,15 +38,25 @@ class Stored:
         return sum(self.sizes[entry.name] for entry in packed.parts.values())
 
 
+def encoded_parts(
+    config: Mapping[str, Any], entries: dict[str, TensorEntry], coded: CodedTensors | None
+) -> tuple[dict[str, Packed], dict[str, TensorEntry]]:
+    """The encoded matrices among `entries` and the other tensors; of a coded folder, where its method is known.
+
+    Args:
+        config: as `held_config` gives it.
+    """
+    known = coded is None or (config.get("quantization_config") or {}).get("quant_method") in READABLE
+    return split(entries, config, coded.read if coded else load) if known else ({}, entries)
+
+
 def stored(path: Path, config: Mapping[str, Any]) -> Stored:
     """The tensors of the folder `path` with this config.json. Raises CheckpointError where they cannot be read."""
     coded = CodedTensors(path) if is_coded(path) else None
     on_disk = coded.entries if coded else read_folder(path)
     entries = coded.dense_entries() if coded else on_disk
     read = coded.read if coded else load
-    held = held_config(config)
-    known = coded is None or (held.get("quantization_config") or {}).get("quant_method") in READABLE
-    packed, plain = split(entries, held, read) if known else ({}, entries)
+    packed, plain = encoded_parts(held_config(config), entries, coded)
     sizes = {name: entry.nbytes for name, entry in on_disk.items()}
     weight_bytes = sum(file.stat().st_size for file in {entry.file for entry in on_disk.values()})
     return Stored(entries, sizes, packed, plain, read, weight_bytes, coded)

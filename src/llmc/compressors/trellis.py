@@ -200,7 +200,7 @@ class _Search:
                 planes += 3 * self.W.shape[1] * (counts.shape[1] > 1)
                 tried.append((_entropy_bits(_by_class(counts)) * share + tables + planes, by_row, by_column, counts))
         _, by_row, by_column, counts = min(tried, key=lambda entry: entry[0])
-        place = torch.empty_like(self.order).index_copy_(0, self.order, torch.arange(len(self.order)))
+        place = self._places()
         row_class = torch.tensor(by_row, dtype=torch.uint8)[self.row_class.long()][place]
         order = row_order(row_class)
         self.W, self.row_class, self.order = self.W[place[order]], row_class[order], order
@@ -213,9 +213,13 @@ class _Search:
         step = self.grid.step * 2.0 ** max(-4.0, min(4.0, excess))
         self.grid = replace(self.grid, step=_float32(min(max(step, self.least), self.most)))
 
+    def _places(self) -> torch.Tensor:
+        """Where each row of the matrix stands in the order of the trellis."""
+        return torch.empty_like(self.order).index_copy_(0, self.order, torch.arange(len(self.order)))
+
     def _natural(self, codes: torch.Tensor) -> Encoded:
         """The matrix of codes [rows, columns] whose rows are in the order of the trellis."""
-        place = torch.empty_like(self.order).index_copy_(0, self.order, torch.arange(len(self.order)))
+        place = self._places()
         return encoded(self.grid, codes[place], self.row_class[place], self.dtype)
 
     def _run(self, rows: torch.Tensor, *, learn: bool) -> _Pass:

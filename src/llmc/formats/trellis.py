@@ -11,6 +11,7 @@ Codes are `n = 2 * level + parity`: a weight is worth n / 2 steps, moved a littl
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import cast
 
 import torch
@@ -68,12 +69,12 @@ class FittedTrellis(TrellisGrid):
     column_class: torch.Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.uint8))
     shift: torch.Tensor = field(default_factory=lambda: torch.zeros(SHIFTS, dtype=torch.int8))
 
-    @property
+    @cached_property
     def steps(self) -> torch.Tensor:
         """float32 [columns]."""
         return column_steps(self.step, self.step_code)
 
-    @property
+    @cached_property
     def shifts(self) -> torch.Tensor:
         """float32 [SHIFTS + 1] in steps; the last one is that of all larger codes: none."""
         return torch.cat([self.shift.float() * SHIFT_UNIT, torch.zeros(1)])

@@ -1,27 +1,11 @@
 // Compiled with -mavx2 -mpopcnt. Eight lanes to a register; two registers at a time hide each other's latency.
 #include <immintrin.h>
 
-#include <array>
-
+#include "avx2_places.h"
 #include "decode.h"
 
 namespace llmc {
 namespace {
-
-// places[mask]: for each lane of `mask` how many lanes below it are in `mask`: which word it takes.
-using Places = std::array<std::array<std::uint8_t, 8>, 256>;
-
-constexpr Places make_places() {
-    Places places{};
-    for (unsigned mask = 0; mask < 256; ++mask) {
-        std::uint8_t taken = 0;
-        for (unsigned lane = 0; lane < 8; ++lane)
-            if (mask >> lane & 1u) places[mask][lane] = taken++;
-    }
-    return places;
-}
-
-constexpr Places kPlaces = make_places();
 
 __m256i gather(const std::uint32_t* table, __m256i index) {
     return _mm256_i32gather_epi32(reinterpret_cast<const int*>(table), index, 4);

@@ -2,8 +2,10 @@
 #pragma once
 
 #include <algorithm>
-#include <array>
 
+#ifndef __AVX512F__
+#include "avx2_places.h"
+#endif
 #include "trellis_decode.h"
 #include "trellis_lanes.h"
 
@@ -92,21 +94,6 @@ inline bool any_escape(U most) {
 }
 
 #else
-
-// places[mask]: for each lane of `mask` how many lanes below it are in `mask`: which word it takes.
-using Places8 = std::array<std::array<std::uint8_t, 8>, 256>;
-
-constexpr Places8 make_places() {
-    Places8 places{};
-    for (unsigned mask = 0; mask < 256; ++mask) {
-        std::uint8_t taken = 0;
-        for (unsigned lane = 0; lane < 8; ++lane)
-            if (mask >> lane & 1u) places[mask][lane] = taken++;
-    }
-    return places;
-}
-
-constexpr Places8 kPlaces = make_places();
 
 inline U gather(const std::uint32_t* table, U at) {
     return (U)_mm256_i32gather_epi32(reinterpret_cast<const int*>(table), (__m256i)at, 4);
