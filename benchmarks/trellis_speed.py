@@ -15,9 +15,13 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
+from llmc.calibration.statistics import Hessian
+from llmc.compressors.feedback import prepare
+from llmc.compressors.trellis import SEGMENTS, Search, Trellis
 from llmc.formats import rans, trellis_kernel
 from llmc.formats.encoded import Encoded
 from llmc.formats.trellis import MACHINES, FittedTrellis, encoded
+from llmc.structure import Context
 
 SLAB = 16
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
@@ -36,17 +40,22 @@ def grid_of(states: int, columns: int, step: float) -> FittedTrellis:
     return FittedTrellis(states, step=float(np.float32(step)), step_code=plane, column_class=plane)
 
 
-def searched(W: torch.Tensor, states: int, step: float, path: str) -> torch.Tensor:
-    """Codes [rows, columns] of `W: [columns, rows]`."""
+def searched(W: torch.Tensor, states: int, step: float, path: str) -> Callable[[], torch.Tensor]:
+    """A function that quantizes `W: [columns, rows]`, errors carried on within slabs: codes [columns, rows]."""
     columns, rows = W.shape
     grid, rate, row_class = grid_of(states, columns, step), rates(step), torch.zeros(rows, dtype=torch.uint8)
-    unit, codes = torch.eye(SLAB), torch.empty(columns, rows, dtype=torch.int16)
-    for a in range(0, columns, SLAB):
-        which = torch.arange(a, min(a + SLAB, columns))
-        triangle = unit[: len(which), : len(which)]
-        part = trellis_kernel.search(W[which], triangle, grid, which, row_class, rate, torch.bfloat16, path)
-        codes[which] = part[0]
-    return codes.t().contiguous()
+    unit = torch.eye(SLAB) + 0.01 * torch.ones(SLAB, SLAB).triu(1)
+    codes, values, running = torch.empty(columns, rows, dtype=torch.int16), torch.empty(SLAB, rows), W[:SLAB].clone()
+
+    def run() -> torch.Tensor:
+        for a in range(0, columns, SLAB):
+            running.copy_(W[a : a + SLAB])
+            out = codes[a : a + SLAB], values
+            which = torch.arange(a, a + SLAB)
+            trellis_kernel.search(running, unit, grid, which, row_class, rate, out, dtype=torch.bfloat16, path=path)
+        return codes
+
+    return run
 
 
 def best(runs: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
@@ -54,9 +63,9 @@ def best(runs: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]
     found = dict.fromkeys(runs, float("inf"))
     for _ in range(rounds):
         for name, run in runs.items():
-            begin = time.thread_time()
+            begin = time.process_time()
             run()
-            found[name] = min(found[name], time.thread_time() - begin)
+            found[name] = min(found[name], time.process_time() - begin)
     return found
 
 
@@ -65,7 +74,7 @@ def search_rows(W: torch.Tensor, step: float, rounds: int) -> None:
     print("| states |", " | ".join(f"{path}, M weights/s" for path in paths), "| of plain C |")
     print("| ---: |" + " ---: |" * (len(paths) + 1))
     for states in sorted(MACHINES):
-        seconds = best({p: lambda p=p, s=states: searched(W, s, step, p) for p in paths}, rounds)  # type: ignore[misc]
+        seconds = best({path: searched(W, states, step, path) for path in paths}, rounds)
         speeds = [W.numel() / seconds[path] / 1e6 for path in paths]
         print(f"| {states} |", " | ".join(f"{speed:.0f}" for speed in speeds), f"| {speeds[-1] / speeds[0]:.1f} |")
 
@@ -89,6 +98,33 @@ def stream_rows(made: Encoded, rounds: int) -> None:
             print(f"| {row} | {n / spent / 1e6:.0f} | {out.size / spent / 1e9:.2f} | {share:.2f} |")
 
 
+def feedback_rows(step_bits: float, rounds: int) -> None:
+    """A pass of GPTQ over a matrix; beside it, its products of matrices alone."""
+    rows, columns = 4096, 2048
+    draw = torch.Generator().manual_seed(0)
+    W, X = torch.randn(rows, columns, generator=draw), torch.randn(2 * columns, columns, generator=draw)
+    mix = torch.eye(columns) + 0.03 * torch.randn(columns, columns, generator=draw)
+    hessian = Hessian(columns)
+    hessian.update(X @ mix)
+    method, context = Trellis(bits_per_weight=step_bits), Context(torch.float32)
+    problem = prepare(hessian, method.damping, method.act_order, method.slab, context)
+    assert problem is not None
+    search = Search(method, W.bfloat16(), problem, context)
+    search.run(4, learn=True)
+    E = torch.randn(columns, SEGMENTS * 256)
+
+    def products() -> None:
+        for _ in range(0, rows, E.shape[1]):
+            for slab in problem.slabs:
+                _ = slab.carried @ E[: slab.start]
+
+    whole = -(-rows // E.shape[1]) * E.shape[1] / rows  # the last tile is not full
+    seconds = best({"products": products, "pass": lambda: search.run(1, learn=False)}, rounds)
+    print(f"\n| GPTQ, {rows} x {columns}, 8 states | M weights/s |\n| --- | ---: |")
+    print(f"| a pass | {W.numel() / seconds['pass'] / 1e6:.1f} |")
+    print(f"| its products alone | {W.numel() * whole / seconds['products'] / 1e6:.1f} |")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name, kind, default in (("rows", int, 1024), ("columns", int, 4096), ("step", float, 0.98), ("rounds", int, 7)):
@@ -97,7 +133,8 @@ def main() -> None:
     torch.set_num_threads(1)
     W = torch.randn(options.columns, options.rows, generator=torch.Generator().manual_seed(0))
     search_rows(W[:256], options.step, options.rounds)
-    codes = searched(W, 8, options.step, "auto")
+    feedback_rows(3.0, options.rounds)
+    codes = searched(W, 8, options.step, "auto")().t().contiguous()
     row_class = torch.zeros(options.rows, dtype=torch.uint8)
     stream_rows(encoded(grid_of(8, options.columns, options.step), codes, row_class, torch.bfloat16), options.rounds)
 

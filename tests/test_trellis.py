@@ -179,7 +179,7 @@ def test_matrices_of_one_value(matrix: torch.Tensor) -> None:
 
 @pytest.mark.parametrize("shape", [(700, 96), (1, 300)])
 def test_workers_and_threads_do_not_matter(shape: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(trellis, "TILE", 256 * shape[1])
+    monkeypatch.setattr(trellis, "SEGMENTS", 1)
     H, w = hessian(shape[1]), weights(*shape).bfloat16()
     whole = Trellis()(w, {"hessian": H}, context(workers=1))
     before = torch.get_num_threads()

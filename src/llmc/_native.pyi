@@ -162,7 +162,6 @@ def trellis_slab(
     stored: int,
     codes: NDArray[int16],
     values: NDArray[float32],
-    errors: NDArray[float32],
     path: str,
 ) -> None: ...
 def trellis_encode(

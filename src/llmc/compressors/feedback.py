@@ -1,15 +1,17 @@
 """Errors made good by the columns to come: the algebra of GPTQ (Frantar et al. 2022, arXiv 2210.17323).
 
 With H = V V^T, V upper triangular, the error e = w - q of a row costs |e V|^2. Once the columns before a are rounded,
-those of a *slab* [a, b) do best at w + e V[:a, a:b] U, U the inverse of V[a:b, a:b]; rounding column j then costs
-((w_j - q_j) V_jj)^2. This is the paper's update (V^-1 is its Cholesky factor of H^-1) without the inverse of H, and it
-reads the errors instead of rewriting the weights: one matrix product per slab.
+those of a *slab* [a, b) do best at w + e V[:a, a:b] U, U the inverse of V[a:b, a:b]. Rounding column j of these
+*running weights* with an error d_j costs (d_j V_jj)^2; over all columns that adds up to |e V|^2. This is the paper's
+update (V^-1 is its Cholesky factor of H^-1) without the inverse of H, and it reads the errors instead of rewriting the
+weights: one matrix product per slab. Matrices are [columns, rows] here, columns in the order of work.
 """
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 
 import torch
@@ -27,19 +29,19 @@ class Slab:
     """Columns `[start, stop)` in the order of work.
 
     Attributes:
-        V: `[stop, stop - start]`, their part of V, zero below its diagonal.
-        U: the inverse of the square at its end.
-        unit: U, each row divided by its diagonal element.
+        carried: `[stop - start, start]`, what errors in the columns before add to these: (V[:a, a:b] U)^T.
+        V: `[stop - start, stop - start]`, their square of V.
+        unit: the inverse of `V`, each row divided by its diagonal element: how errors are carried on within the slab.
     """
 
     start: int
     stop: int
+    carried: torch.Tensor
     V: torch.Tensor
-    U: torch.Tensor
     unit: torch.Tensor
 
 
-RoundSlab = Callable[[torch.Tensor, Slab], tuple[torch.Tensor, torch.Tensor]]
+RoundSlab = Callable[[torch.Tensor, torch.Tensor, Slab], None]
 
 
 @dataclass(frozen=True)
@@ -59,31 +61,50 @@ class Problem:
     dead: torch.Tensor
     damp: float
     order: torch.Tensor | None
+    _scratch: threading.local = field(default_factory=threading.local, repr=False, compare=False)
 
-    def energy(self, W: torch.Tensor) -> torch.Tensor:
-        """diag(W H W^T) of `W: [rows, columns]`, natural order."""
-        energy = -self.damp * W.square().sum(1)
-        W = W if self.order is None else W[:, self.order]
+    def work(self, W: torch.Tensor) -> torch.Tensor:
+        """`W: [rows, columns]`, natural order, as `[columns, rows]` in the order of work."""
+        return W.t().contiguous() if self.order is None else W.t()[self.order]
+
+    def natural(self, work: torch.Tensor) -> torch.Tensor:
+        """`work: [columns, rows]` with its columns in natural order."""
+        return work if self.order is None else torch.empty_like(work).index_copy_(0, self.order, work)
+
+    def energy(self, work: torch.Tensor) -> torch.Tensor:
+        """`[rows]`: diag(W H W^T) of `work: [columns, rows]`."""
+        energy = work.new_zeros(work.shape[1])
         for slab in self.slabs:
-            energy += (W[:, : slab.stop] @ slab.V).square_().sum(1)
+            own = work[slab.start : slab.stop]
+            energy += (slab.V.t() @ torch.addmm(own, slab.carried, work[: slab.start])).square_().sum(0)
+            energy -= own.square().sum(0).mul_(self.damp)
         return energy
 
     def carry(self, work: torch.Tensor, round_slab: RoundSlab) -> torch.Tensor:
-        """Replace `work: [rows, columns]`, its columns in the order of work, by levels; returns diag(E H E^T).
+        """Round `work: [columns, rows]`; returns diag(E H E^T) of the errors, `[rows]`.
 
-        `round_slab(R, slab)` gets the running weights of a slab (transposed: a column is contiguous), carries errors on
-        within it, and returns levels and the values that they stand for, `[columns, rows]` both.
+        `round_slab(R, values, slab)` gets the running weights `R: [columns, rows]` of a slab. It puts what they are
+        rounded to in `values`, carries errors on within the slab by `slab.unit` and leaves them in `R`.
         """
-        E = torch.empty_like(work)
-        error = work.new_zeros(work.shape[0])
+        E = self._kept("errors", work)
+        error = E.new_zeros(work.shape[1])
         for slab in self.slabs:
             a, b = slab.start, slab.stop
-            carried = E[:, :a] @ slab.V[:a]
-            levels, values = round_slab((work[:, a:b] + carried @ slab.U).t().contiguous(), slab)
-            torch.sub(work[:, a:b], values.t(), out=E[:, a:b])
-            work[:, a:b] = levels.t()
-            error += carried.addmm_(E[:, a:b], slab.V[a:]).square_().sum(1)
-        return error.sub_(self.damp * E.square().sum(1))
+            R, own = self._kept("running", work[a:b]), E[a:b]
+            torch.addmm(work[a:b], slab.carried, E[:a], out=R)
+            round_slab(R, own, slab)
+            torch.sub(work[a:b], own, out=own)
+            error += slab.V.diagonal().square() @ R.square_()
+            error -= torch.square(own, out=R).sum(0).mul_(self.damp)
+        return error
+
+    def _kept(self, name: str, like: torch.Tensor) -> torch.Tensor:
+        """A contiguous matrix like this one, in memory that this thread keeps: fresh pages cost more than the work."""
+        kept = getattr(self._scratch, name, None)
+        if kept is None or kept.numel() < like.numel() or (kept.dtype, kept.device) != (like.dtype, like.device):
+            kept = torch.empty(like.numel(), dtype=like.dtype, device=like.device)
+            setattr(self._scratch, name, kept)
+        return kept[: like.numel()].view(like.shape)
 
 
 def prepare(hessian: Hessian, damping: float, act_order: bool, width: int, context: Context) -> Problem | None:
@@ -139,7 +160,6 @@ def _slabs(V: torch.Tensor, width: int) -> list[Slab]:
 
 
 def _slab(V: torch.Tensor, a: int, b: int) -> Slab:
-    panel = V[:b, a:b].clone()
-    panel[a:].triu_()
-    U = inverse_upper(panel[a:])
-    return Slab(a, b, panel, U, U / U.diagonal().unsqueeze(1))
+    square = V[a:b, a:b].triu()
+    U = inverse_upper(square)
+    return Slab(a, b, U.t() @ V[:a, a:b].t(), square, U / U.diagonal().unsqueeze(1))

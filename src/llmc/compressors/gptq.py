@@ -87,8 +87,7 @@ def _solve(weight: torch.Tensor, grid: Grid, problem: Problem, context: Context)
         a, b = bounds
         W = weight[a:b].to(context.device, exact(context), copy=True)
         W[:, problem.dead] = 0
-        energy = problem.energy(W)
-        groups, error = _quantize(W, grid, problem, weight.dtype)
+        groups, error, energy = _quantize(W, grid, problem, weight.dtype)
         params = {k: torch.cat([g.params[k] for g in groups], dim=1) for k in groups[0].params}
         levels = W.view(b - a, len(groups), -1)
         codes[a:b] = grid.round(levels, {k: v.unsqueeze(-1) for k, v in _unit(params).items()}).view(b - a, columns)
@@ -101,10 +100,12 @@ def _solve(weight: torch.Tensor, grid: Grid, problem: Problem, context: Context)
     return Encoded(grid, {"codes": Plane(codes, grid.alphabet)}, params, (rows, columns), weight.dtype)
 
 
-def _quantize(W: torch.Tensor, grid: Grid, problem: Problem, dtype: torch.dtype) -> tuple[list[_Group], torch.Tensor]:
+def _quantize(
+    W: torch.Tensor, grid: Grid, problem: Problem, dtype: torch.dtype
+) -> tuple[list[_Group], torch.Tensor, torch.Tensor]:
     """Replace `W: [rows, columns]` by levels: grid values in multiples of the scale.
 
-    Returns the groups and diag(E H E^T), E the error after rounding values to `dtype`.
+    Returns the groups, diag(E H E^T), E the error after rounding values to `dtype`, and diag(W H W^T).
     """
     columns, order = W.shape[1], problem.order
     size = grid.group_size or columns
@@ -114,42 +115,42 @@ def _quantize(W: torch.Tensor, grid: Grid, problem: Problem, dtype: torch.dtype)
     if order is not None or size == columns:
         parts = zip(torch.split(W, size, 1), torch.split(importance, size), strict=True)
         groups = [_fit(grid, values, weights) for values, weights in parts]
-    work = W if order is None else W[:, order]
+    work = problem.work(W)
+    energy, levels = problem.energy(work), torch.empty_like(work)
 
-    def round_slab(R: torch.Tensor, slab: Slab) -> tuple[torch.Tensor, torch.Tensor]:
+    def round_slab(R: torch.Tensor, values: torch.Tensor, slab: Slab) -> None:
         a, b = slab.start, slab.stop
         members = [i // size for i in (range(a, b) if order is None else order[a:b].tolist())]
-        return _round_slab(R, grid, slab, groups, members, importance, dtype)
+        _round_slab(R, (levels[a:b], values), grid, slab, groups, members, importance, dtype)
 
     error = problem.carry(work, round_slab)
-    if order is not None:
-        W[:, order] = work
-    return groups, error
+    W.copy_(problem.natural(levels).t())
+    return groups, error, energy
 
 
 def _round_slab(
     R: torch.Tensor,
+    out: tuple[torch.Tensor, torch.Tensor],
     grid: Grid,
     slab: Slab,
     groups: list[_Group],
     members: list[int],
     importance: torch.Tensor,
     dtype: torch.dtype,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Levels and values `[columns, rows]` for the running weights `R` of a slab (transposed: a column is contiguous).
+) -> None:
+    """Put levels and values `[columns, rows]` of the running weights `R` of a slab in `out`; `R` becomes errors.
 
     `members[j]` is the group of column j; groups not there yet are fitted when their first column is reached.
     """
     width, size = R.shape[0], grid.group_size or R.shape[0]
-    levels, values, D = torch.empty_like(R), torch.empty_like(R), torch.empty_like(R)
+    levels, values = out
     for m, n in pairwise(sorted({*range(0, width, MICRO), *range(0, width, size), width})):
         if members[m] == len(groups):
             at = slab.start + m
             groups.append(_fit(grid, R[m : m + size].t(), importance[at : at + size]))
-        out = levels[m:n], values[m:n], D[m:n]
-        _round_columns(R[m:n], grid, slab.unit[m:n, m:n], [groups[g] for g in members[m:n]], out, dtype)
-        R[n:].addmm_(slab.unit[m:n, n:].t(), D[m:n], alpha=-1)
-    return levels, values
+        parts = levels[m:n], values[m:n], R[m:n]
+        _round_columns(R[m:n], grid, slab.unit[m:n, m:n], [groups[g] for g in members[m:n]], parts, dtype)
+        R[n:].addmm_(slab.unit[m:n, n:].t(), R[m:n], alpha=-1)
 
 
 def _round_columns(
@@ -160,7 +161,7 @@ def _round_columns(
     out: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
     dtype: torch.dtype,
 ) -> None:
-    """Levels, values and errors of columns `R: [columns, rows]`, column j under `groups[j]`, errors carried on."""
+    """Levels, values and errors (where `R` was) of columns `R: [columns, rows]`, column j under `groups[j]`."""
     if isinstance(grid, IntGrid) and int_kernel.applies(R) and R.dtype == torch.float32 and dtype in int_kernel.NUMBERS:
         used = list({id(g): g for g in groups}.values())
         place = {id(g): i for i, g in enumerate(used)}

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -34,8 +33,7 @@ from llmc.formats.trellis import (
 from llmc.formats.trellis_kernel import RATES
 from llmc.structure import Context
 
-MICRO = 16  # columns searched one after the other before a product updates the rest of the slab
-TILE = 1 << 23  # weights worked on at once
+SEGMENTS = 3  # of rows worked on at once; odd: columns a power of two apart share places in the cache
 PART = 4  # passes that settle rates see one row in so many
 LEAST_ROWS = 512  # but so many at least
 ROUNDS = 4  # such passes
@@ -91,7 +89,7 @@ class Trellis:
         problem = None if hessian is None else prepare(hessian, self.damping, self.act_order, self.slab, context)
         if problem is None:
             problem = independent(weight.shape[1], self.slab)
-        return _Search(self, weight, problem, context).best()
+        return Search(self, weight, problem, context).best()
 
 
 def independent(columns: int, width: int) -> Problem:
@@ -99,19 +97,17 @@ def independent(columns: int, width: int) -> Problem:
     slabs = []
     for a in range(0, columns, width):
         b = min(a + width, columns)
-        V = torch.zeros(b, b - a)
-        V[a:] = torch.eye(b - a)
-        slabs.append(Slab(a, b, V, torch.eye(b - a), torch.eye(b - a)))
+        slabs.append(Slab(a, b, torch.zeros(b - a, a), torch.eye(b - a), torch.eye(b - a)))
     ones = torch.ones(columns)
     return Problem(slabs, ones, ones, torch.zeros(columns, dtype=torch.bool), 0.0, None)
 
 
 @dataclass(frozen=True)
-class _Pass:
+class Pass:
     """What a pass over some rows found.
 
     Attributes:
-        codes: int16 [rows, columns], natural order of columns.
+        codes: int16 [columns, rows], columns in the order of work; the next pass writes over them.
         counts: [classes of rows, classes of columns, 2, 2 * LEVELS] of levels, level 0 in the middle.
         short: float64 [SHIFTS, 2] by magnitude of codes: how many, and by how many steps the weights lay below n / 2.
         error: diag(E H E^T).
@@ -123,8 +119,13 @@ class _Pass:
     error: torch.Tensor
 
 
-class _Search:
-    """One matrix on its way to the bytes asked for. Rows are in the order of the trellis here."""
+class Search:
+    """One matrix on its way to the bytes asked for. Rows are in the order of the trellis here.
+
+    Attributes:
+        work: [columns, rows], columns in the order of work.
+        codes: int16, the same, of the last pass.
+    """
 
     def __init__(self, method: Trellis, weight: torch.Tensor, problem: Problem, context: Context) -> None:
         self.method, self.problem, self.context, self.dtype = method, problem, context, weight.dtype
@@ -136,7 +137,9 @@ class _Search:
         row = _classes(scaled.mean(1)) if method.classes else torch.zeros(W.shape[0], dtype=torch.uint8)
         column = _classes(scaled.mean(0)) if method.classes else torch.zeros(W.shape[1], dtype=torch.uint8)
         self.order = row_order(row)
-        self.W, self.row_class = W[self.order], row[self.order]
+        self.work, self.row_class = problem.work(W[self.order]), row[self.order]
+        self.codes = torch.empty(self.work.shape, dtype=torch.int16)
+        self.first_scale = float(scaled.mean()) ** 0.5
         spread = 0.5 * torch.log2(scaled.mean(0).clamp(min=1e-30)).mean()
         self.wanted = context.rates[0] if context.rates else method.bits_per_weight
         step = 2.0 ** (float(spread) + 2.05 - self.wanted)
@@ -148,19 +151,18 @@ class _Search:
 
     def best(self) -> Encoded:
         """The matrix in at most the bytes asked for, and at least `1 - TOLERANCE` of them."""
-        rows = self.W.shape[0]
-        some = torch.arange(0, rows, max(1, min(PART, rows // LEAST_ROWS)))
+        every = max(1, min(PART, self.work.shape[1] // LEAST_ROWS))
         for turn in range(ROUNDS):
-            found = self._run(some, learn=True)
+            found = self.run(every, learn=True)
             if turn == 0:
-                found = self._merge_classes(found, len(some))
+                found = self._merge_classes(found)
             self._learn(found)
-            self._change(self._bits(found, len(some)) - self.wanted)
-        return self._exactly(torch.arange(rows))
+            self._change(self._bits(found) - self.wanted)
+        return self._exactly()
 
-    def _exactly(self, rows: torch.Tensor) -> Encoded:
+    def _exactly(self) -> Encoded:
         """Passes over all rows until the bytes are right."""
-        last = self._attempt(rows)
+        last = self._attempt()
         best: tuple[float, Encoded, torch.Tensor] | None = None
         slope = 1.0  # bits that a step twice as large saves
         for left in reversed(range(TRIES)):
@@ -173,37 +175,38 @@ class _Search:
                 break
             before = math.log2(self.grid.step)
             self._change((bits - self.wanted * (1 - TOLERANCE / 2)) / slope)
-            last = self._attempt(rows)
+            last = self._attempt()
             moved = math.log2(self.grid.step) - before
             slope = min(max((bits - last[0]) / moved, 0.5), 4.0) if moved else slope  # escapes make it steep
         if best is None:
             self.context.note("over_budget", round(last[0] - self.wanted, 4))
         _, matrix, error = best or last
-        relative_error(error, self.problem.energy(self.W), self.context)
+        relative_error(error, self.problem.energy(self.work), self.context)
         return matrix
 
-    def _attempt(self, rows: torch.Tensor) -> tuple[float, Encoded, torch.Tensor]:
+    def _attempt(self) -> tuple[float, Encoded, torch.Tensor]:
         """A pass over all rows: stored bits per weight, the matrix, diag(E H E^T)."""
-        found = self._run(rows, learn=False)
+        found = self.run(1, learn=False)
         matrix = self._natural(found.codes)
-        bits = 8 * tensor_coder.quantized(matrix, threads=self.context.workers).nbytes / self.W.numel()
+        bits = 8 * tensor_coder.quantized(matrix, threads=self.context.workers).nbytes / self.work.numel()
         return bits, matrix, found.error
 
-    def _merge_classes(self, found: _Pass, rows: int) -> _Pass:
+    def _merge_classes(self, found: Pass) -> Pass:
         """Keep the classes whose tables save more bytes than they take."""
-        share = self.W.shape[0] / rows
+        columns, rows = self.work.shape
+        share = rows / found.codes.shape[1]
         tried = []
         for by_row in MERGED:
             for by_column in MERGED:
                 counts = _merged(_merged(found.counts, by_row, 0), by_column, 1)
-                tables, planes = _table_bits(_by_class(counts)), 3 * (self.W.shape[0] * (len(counts) > 1))
-                planes += 3 * self.W.shape[1] * (counts.shape[1] > 1)
+                tables, planes = _table_bits(_by_class(counts)), 3 * rows * (len(counts) > 1)
+                planes += 3 * columns * (counts.shape[1] > 1)
                 tried.append((_entropy_bits(_by_class(counts)) * share + tables + planes, by_row, by_column, counts))
         _, by_row, by_column, counts = min(tried, key=lambda entry: entry[0])
         place = self._places()
         row_class = torch.tensor(by_row, dtype=torch.uint8)[self.row_class.long()][place]
         order = row_order(row_class)
-        self.W, self.row_class, self.order = self.W[place[order]], row_class[order], order
+        self.work, self.row_class, self.order = self.work[:, place[order]], row_class[order], order
         column_class = torch.tensor(by_column, dtype=torch.uint8)[self.grid.column_class.long()]
         self.grid = replace(self.grid, column_class=column_class)
         return replace(found, counts=counts)
@@ -218,68 +221,62 @@ class _Search:
         return torch.empty_like(self.order).index_copy_(0, self.order, torch.arange(len(self.order)))
 
     def _natural(self, codes: torch.Tensor) -> Encoded:
-        """The matrix of codes [rows, columns] whose rows are in the order of the trellis."""
+        """The matrix of codes [columns, rows] in the orders of work and of the trellis."""
         place = self._places()
-        return encoded(self.grid, codes[place], self.row_class[place], self.dtype)
+        codes = self.problem.natural(codes).t().contiguous()[place]
+        return encoded(self.grid, codes, self.row_class[place], self.dtype)
 
-    def _run(self, rows: torch.Tensor, *, learn: bool) -> _Pass:
-        """Quantize these rows (positions in the order of the trellis); without `learn` nothing is counted."""
-        columns = self.W.shape[1]
-        size = max(1, TILE // columns // self.grid.segment) * self.grid.segment
-        tiles = [rows[a : a + size] for a in range(0, len(rows), size)]
-        parts = list(ordered_map(partial(self._tile, learn=learn), tiles, self.context.workers))
-        return _Pass(
-            torch.cat([p.codes for p in parts]),
-            sum((p.counts for p in parts[1:]), parts[0].counts),
-            sum((p.short for p in parts[1:]), parts[0].short),
-            torch.cat([p.error for p in parts]),
+    def run(self, every: int, *, learn: bool) -> Pass:
+        """Quantize one row in `every`; without `learn` nothing is counted."""
+        rows = -(-self.work.shape[1] // every)
+        size = SEGMENTS * self.grid.segment
+        codes = self.codes[:, :rows]
+
+        def run(first: int) -> Pass:
+            last = min(first + size, rows)
+            part = slice(first * every, last * every, every)
+            return self._tile(self.work[:, part], self.row_class[part].contiguous(), codes[:, first:last], learn=learn)
+
+        passes = list(ordered_map(run, range(0, rows, size), self.context.workers))
+        return Pass(
+            codes,
+            sum((p.counts for p in passes[1:]), passes[0].counts),
+            sum((p.short for p in passes[1:]), passes[0].short),
+            torch.cat([p.error for p in passes]),
         )
 
-    def _tile(self, rows: torch.Tensor, *, learn: bool) -> _Pass:
-        order, row_class = self.problem.order, self.row_class[rows].contiguous()
-        work = self.W[rows] if order is None else self.W[rows][:, order]
+    def _tile(self, work: torch.Tensor, row_class: torch.Tensor, codes: torch.Tensor, *, learn: bool) -> Pass:
+        order = self.problem.order
         short = torch.zeros(SHIFTS, 2, dtype=torch.float64)
 
-        def round_slab(R: torch.Tensor, slab: Slab) -> tuple[torch.Tensor, torch.Tensor]:
+        def round_slab(R: torch.Tensor, values: torch.Tensor, slab: Slab) -> None:
             columns = torch.arange(slab.start, slab.stop) if order is None else order[slab.start : slab.stop]
-            return self._round_slab(R, slab, columns, row_class, short if learn else None)
+            out = codes[slab.start : slab.stop], values
+            trellis_kernel.search(R, slab.unit, self.grid, columns, row_class, self.rate, out, dtype=self.dtype)
+            if learn:
+                _tally(short, out[0], R / self.grid.steps[columns, None])
 
         error = self.problem.carry(work, round_slab)
-        codes = work.to(torch.int16)
-        if order is not None:
-            codes = torch.empty_like(codes).index_copy_(1, order, codes)
         counts = self._count(codes, row_class) if learn else torch.zeros(1)
-        return _Pass(codes, counts, short, error)
-
-    def _round_slab(
-        self, R: torch.Tensor, slab: Slab, columns: torch.Tensor, row_class: torch.Tensor, short: torch.Tensor | None
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        codes, values = torch.empty_like(R), torch.empty_like(R)
-        width = R.shape[0]
-        for m in range(0, width, MICRO):
-            n = min(m + MICRO, width)
-            unit = slab.unit[m:n, m:n].contiguous()
-            found = trellis_kernel.search(R[m:n], unit, self.grid, columns[m:n], row_class, self.rate, self.dtype)
-            codes[m:n], values[m:n], errors = found
-            R[n:].addmm_(slab.unit[m:n, n:].t(), errors, alpha=-1)
-            if short is not None:
-                _tally(short, found[0], errors / self.grid.steps[columns[m:n], None])
-        return codes, values
+        return Pass(codes, counts, short, error)
 
     def _count(self, codes: torch.Tensor, row_class: torch.Tensor) -> torch.Tensor:
         kinds = int(self.row_class.max()) + 1, int(self.grid.column_class.max()) + 1
         level = (codes >> 1).clamp(-LEVELS, LEVELS - 1).int() + LEVELS
-        pair = row_class.int().unsqueeze(1) * kinds[1] + self.grid.column_class.int()
+        column_class = (
+            self.grid.column_class if self.problem.order is None else self.grid.column_class[self.problem.order]
+        )
+        pair = row_class.int() * kinds[1] + column_class.int().unsqueeze(1)
         index = (pair * 2 + (codes & 1)) * (2 * LEVELS) + level
         return torch.bincount(index.view(-1), minlength=4 * LEVELS * kinds[0] * kinds[1]).view(*kinds, 2, -1)
 
-    def _bits(self, found: _Pass, rows: int) -> float:
+    def _bits(self, found: Pass) -> float:
         """Stored bits per weight of a pass, by the entropy of its tables and what else is stored."""
         counts = _by_class(found.counts)
-        bits = _entropy_bits(counts) / (rows * self.W.shape[1])
-        return bits + (_table_bits(counts) + 3 * sum(self.W.shape) + 800) / self.W.numel() + 0.004
+        bits = _entropy_bits(counts) / found.codes.numel()
+        return bits + (_table_bits(counts) + 3 * sum(self.work.shape) + 800) / self.work.numel() + 0.004
 
-    def _learn(self, found: _Pass) -> None:
+    def _learn(self, found: Pass) -> None:
         """Rates and shifts from the codes of a pass."""
         price = self.method.tradeoff / 4
         counts = _by_class(found.counts).double()
@@ -301,8 +298,7 @@ class _Search:
         """Those of normal weights, by class."""
         kinds = int(self.row_class.max()) + int(self.grid.column_class.max()) + 1
         middle = (REACH if self.row_class.any() else 0) + (REACH if self.grid.column_class.any() else 0)
-        scaled = float((self.W.square() / self.grid.steps.square()).mean()) ** 0.5
-        sigma = scaled * 2.0 ** ((torch.arange(kinds) - middle) / HALVES)
+        sigma = self.first_scale / self.grid.step * 2.0 ** ((torch.arange(kinds) - middle) / HALVES)
         at = torch.arange(RATES) + torch.tensor([0.0, 0.5]).unsqueeze(1)
         density = torch.exp(-0.5 * (at / sigma.view(-1, 1, 1).clamp(min=0.05)).square()) + 1e-9
         both = 2 * density.sum(-1, keepdim=True)

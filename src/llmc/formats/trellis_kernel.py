@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 import torch
 
 from llmc import _native
@@ -29,24 +28,25 @@ def search(
     columns: torch.Tensor,
     row_class: torch.Tensor,
     rate: torch.Tensor,
+    out: tuple[torch.Tensor, torch.Tensor],
+    *,
     dtype: torch.dtype,
     path: str = "auto",
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Quantize columns `running: [n, rows]` one after the other; rows are in the order of `row_order`.
+) -> None:
+    """Quantize columns `running: [n, rows]`, float32, one after the other; rows are in the order of `row_order`.
+
+    What a column lacks takes its place in `running`, and `unit[j, i]` times it is taken from column i > j.
 
     Args:
-        unit: [n, n], what a column lacks goes to those after it (`feedback.Slab.unit`).
+        unit: [n, n], see `feedback.Slab.unit`.
         columns: [n], which columns of the grid they are.
         row_class: uint8 [rows].
         rate: float32 [classes, 2, RATES + 1]: what a level costs, as squared error in steps, by parity and by the
             integer part of its magnitude; the last entry is by how much it grows beyond.
+        out: takes codes int16 and values float32, `[n, rows]` both.
         dtype: that the values are stored in.
-
-    Returns:
-        codes int16, values float32 and errors float32, `[n, rows]` each.
     """
-    codes = torch.empty(running.shape, dtype=torch.int16)
-    values, errors = torch.empty_like(running), torch.empty_like(running)
+    codes, values = out
     bits, parity, flip = grid.machine
     _native.trellis_slab(
         bits,
@@ -54,7 +54,7 @@ def search(
         flip,
         grid.segment,
         running.numpy(),
-        np.ascontiguousarray(unit.numpy()),
+        unit.contiguous().numpy(),
         grid.steps[columns].numpy(),
         grid.column_class[columns].numpy(),
         row_class.numpy(),
@@ -63,10 +63,8 @@ def search(
         NUMBERS[dtype],
         codes.numpy(),
         values.numpy(),
-        errors.numpy(),
         path,
     )
-    return codes, values, errors
 
 
 def layout_for(rows: int, columns: int, segment: int) -> tuple[int, int]:

@@ -20,6 +20,8 @@ using Flat = nb::ndarray<T, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 template <typename T>
 using Table = nb::ndarray<T, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
 template <typename T>
+using Part = nb::ndarray<T, nb::ndim<2>, nb::device::cpu>;
+template <typename T>
 using Tables = nb::ndarray<T, nb::ndim<3>, nb::c_contig, nb::device::cpu>;
 
 void want(bool holds, const char* message) {
@@ -35,11 +37,10 @@ Machine machine_of(unsigned bits, unsigned parity, unsigned flip) {
     return machine;
 }
 
-void slab(unsigned bits, unsigned parity, unsigned flip, std::size_t segment, const Table<const float>& running,
+void slab(unsigned bits, unsigned parity, unsigned flip, std::size_t segment, const Table<float>& running,
           const Table<const float>& unit, const Flat<const float>& step, const Flat<const std::uint8_t>& column_class,
           const Flat<const std::uint8_t>& row_class, const Flat<const float>& shift, const Tables<const float>& rate,
-          unsigned stored, const Table<std::int16_t>& codes, const Table<float>& values, const Table<float>& errors,
-          const std::string& path) {
+          unsigned stored, const Part<std::int16_t>& codes, const Table<float>& values, const std::string& path) {
     const TrellisLoops& loops = trellis_loops(path);
     TrellisSlab job;
     job.machine = machine_of(bits, parity, flip);
@@ -50,7 +51,8 @@ void slab(unsigned bits, unsigned parity, unsigned flip, std::size_t segment, co
     const auto shaped = [&job](const auto& matrix) {
         return matrix.shape(0) == job.columns && matrix.shape(1) == job.rows;
     };
-    want(shaped(codes) && shaped(values) && shaped(errors), "an output is not of the size of the columns");
+    want(shaped(codes) && shaped(values), "an output is not of the size of the columns");
+    want(codes.stride(1) == 1 && codes.stride(0) >= 0, "a column of codes is not in one piece");
     want(unit.shape(0) == job.columns && unit.shape(1) == job.columns, "the triangle is not of the size of the slab");
     want(step.size() == job.columns && column_class.size() == job.columns, "there is not one step for each column");
     want(row_class.size() == job.rows, "there is not one class for each row");
@@ -70,8 +72,8 @@ void slab(unsigned bits, unsigned parity, unsigned flip, std::size_t segment, co
     job.rate = reinterpret_cast<const TrellisRate*>(rate.data());
     job.stored = static_cast<Number>(stored);
     job.codes = codes.data();
+    job.codes_stride = static_cast<std::size_t>(codes.stride(0));
     job.values = values.data();
-    job.errors = errors.data();
     const nb::gil_scoped_release unlocked;
     loops.slab(job);
 }
@@ -160,9 +162,9 @@ nb::dict describe(const Flat<const std::uint8_t>& stream, std::size_t rows, std:
 
 void define_trellis(nb::module_& m) {
     m.def("trellis_slab", &slab, nb::arg("bits"), nb::arg("parity"), nb::arg("flip"), nb::arg("segment"),
-          nb::arg("running"), nb::arg("unit"), nb::arg("step"), nb::arg("column_class"), nb::arg("row_class"),
-          nb::arg("shift"), nb::arg("rate"), nb::arg("stored"), nb::arg("codes"), nb::arg("values"),
-          nb::arg("errors"), nb::arg("path"));
+          nb::arg("running").noconvert(), nb::arg("unit"), nb::arg("step"), nb::arg("column_class"), nb::arg("row_class"),
+          nb::arg("shift"), nb::arg("rate"), nb::arg("stored"), nb::arg("codes").noconvert(),
+          nb::arg("values").noconvert(), nb::arg("path"));
     m.def("trellis_encode", &pack, nb::arg("codes"), nb::arg("bits"), nb::arg("parity"), nb::arg("flip"),
           nb::arg("lanes_log2"), nb::arg("segment"), nb::arg("segments_log2"), nb::arg("tile"), nb::arg("step"), nb::arg("base"),
           nb::arg("step_code"), nb::arg("row_class"), nb::arg("column_class"), nb::arg("shifts"), nb::arg("threads"));

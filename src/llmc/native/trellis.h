@@ -36,11 +36,12 @@ struct TrellisRate {
 };
 
 // Columns of a matrix, [columns, rows] each, to be quantized one after the other: what a column lacks goes to those after
-// it (`unit` [columns, columns], see compressors/gptq.py). The trellis runs down the rows and restarts every `segment`.
+// it (`unit` [columns, columns], see compressors/feedback.py). The trellis runs down the rows and restarts every `segment`.
 struct TrellisSlab {
     Machine machine;
     std::size_t columns = 0, rows = 0, segment = 256;
-    const float *running = nullptr, *unit = nullptr;
+    float* running = nullptr;  // becomes what the values lack of it
+    const float* unit = nullptr;
     const float* step = nullptr;                 // [columns]
     const std::uint8_t* column_class = nullptr;  // [columns]
     const std::uint8_t* row_class = nullptr;     // [rows]; rows of one class are best neighbours
@@ -48,7 +49,8 @@ struct TrellisSlab {
     const TrellisRate* rate = nullptr;           // [classes, 2]
     Number stored = Number::kFloat32;
     std::int16_t* codes = nullptr;  // 2 * level + parity
-    float *values = nullptr, *errors = nullptr;
+    std::size_t codes_stride = 0;   // from a column to the next
+    float* values = nullptr;
 };
 
 struct TrellisLoops {
