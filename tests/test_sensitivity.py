@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +66,7 @@ def whole(checkpoint: Checkpoint, tensors: dict[str, torch.Tensor], place: Path)
 
     source = checkpoint.folder
     for file in source.iterdir():
-        if file.name != "model.safetensors":
+        if file.is_file() and file.name != "model.safetensors":
             (place / file.name).write_bytes(file.read_bytes())
     held = load_file(source / "model.safetensors")
     save_file({**held, **tensors}, place / "model.safetensors", {"format": "pt"})
@@ -101,13 +102,16 @@ def test_estimates_the_divergence_of_small_errors(name: str, folder: Any, tmp_pa
         assert expected > 1e-9
 
 
-def test_a_model_without_logits_is_judged_by_its_hidden_state(folder: Any, tmp_path: Path) -> None:
-    """Unit noise on every number: the divergence is half of the squared difference."""
+@pytest.mark.parametrize("pooling", ["mean_tokens", "cls_token", "weightedmean_tokens"])
+def test_a_model_without_logits_is_judged_by_its_vector(pooling: str, tmp_path: Path) -> None:
+    """Unit noise on every number: the divergence is half of the squared difference. What is not known is the mean."""
     from transformers import BertModel
 
     place = tmp_path / "bert"
     tiny_models.build("bert", place, dtype=torch.float32)
     BertModel.from_pretrained(place).save_pretrained(place)
+    (place / "1_Pooling").mkdir()
+    (place / "1_Pooling" / "config.json").write_text(json.dumps({f"pooling_mode_{pooling}": True}))
     checkpoint = Checkpoint(place)
     batches = batches_of(checkpoint)
     targets = picked(checkpoint, ("layer.0.attention.self.query", "layer.1.output.dense", "word_embeddings"))
@@ -119,8 +123,9 @@ def test_a_model_without_logits_is_judged_by_its_hidden_state(folder: Any, tmp_p
     for target in targets:
         other = whole(checkpoint, {target.tensor: errors[target.tensor]}, tmp_path / "changed")
         with torch.no_grad():
-            pairs = [[m(**batch).last_hidden_state for m in (model, other)] for batch in batches[:32]]
-        expected = sum(float((a - b).square().sum()) / 2 / a.shape[:-1].numel() for a, b in pairs) / len(pairs)
+            pairs = [[m(**batch).last_hidden_state for m in (model, other)] for batch in batches]
+        moved = [(a - b)[:, 0] if pooling == "cls_token" else (a - b).mean(1) for a, b in pairs]
+        expected = sum(float(each.square().sum()) / 2 / len(each) for each in moved) / len(moved)
         assert losses[target.tensor] == pytest.approx(expected, rel=0.4), target.name
 
 

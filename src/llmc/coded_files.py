@@ -7,8 +7,9 @@ the name of the tensor that it holds. The name of the file keeps loaders away th
 from __future__ import annotations
 
 import os
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -24,6 +25,7 @@ SUFFIX = ".llmc.safetensors"
 SINGLE = "model.llmc.safetensors"
 INDEX = "model.llmc.safetensors.index.json"
 HEAD_BYTES = 512  # enough for nearly all heads
+SMALL = 1 << 23  # stored bytes; of less, threads have too little to share
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -107,14 +109,22 @@ class CodedTensors:
             if head.nbytes > memory():
                 raise MemoryError(f"claims {head.nbytes} bytes, more than the {memory()} of this machine")
             if head.kind != SAME:
-                return coded_tensor.decode(data, threads=threads)
+                return coded_tensor.decode(data, head, threads=threads)
             return self._repeated(name, head, coded_tensor.same_as(data), threads)
 
     def tensors(self, names: Iterable[str] | None = None, *, threads: int = 1) -> Iterator[tuple[str, torch.Tensor]]:
-        """Names and tensors in the order of the files, the next one being read while one is decoded."""
-        wanted = list(self.entries if names is None else names)
-        for name, stored in overlapped(self._stored, wanted):
-            yield name, self.decode(name, stored, threads=threads)
+        """Names and tensors in the order of the files, the next ones being read and decoded while one is used.
+
+        Small tensors are decoded by one thread each, many at a time; large ones by all threads.
+        """
+
+        def work(name: str) -> tuple[torch.Tensor, bool]:
+            stored = self._stored(name)
+            small = stored.numel() < SMALL
+            return (self.decode(name, stored) if small else stored), small
+
+        for name, (tensor, decoded) in overlapped(work, self.entries if names is None else names, threads):
+            yield name, tensor if decoded else self.decode(name, tensor, threads=threads)
 
     def _stored(self, name: str) -> torch.Tensor:
         return self.held[name] if name in self.held else load(self.entries[name])
@@ -162,17 +172,21 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def overlapped(work: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[tuple[Item, Result]]:
-    """Each item with what `work` makes of it, in another thread while the next item comes and the last one goes."""
-    with ThreadPoolExecutor(1) as pool:
-        before = None
+def overlapped(
+    work: Callable[[Item], Result], items: Iterable[Item], workers: int = 1
+) -> Iterator[tuple[Item, Result]]:
+    """Each item with what `work` makes of it, in other threads while the next item comes and the last one goes."""
+    coming: deque[tuple[Item, Future[Result]]] = deque()
+    pool = ThreadPoolExecutor(workers)
+    try:
         for item in items:
-            coming = (item, pool.submit(work, item))
-            if before is not None:
-                yield before[0], before[1].result()
-            before = coming
-        if before is not None:
-            yield before[0], before[1].result()
+            coming.append((item, pool.submit(work, item)))
+            if len(coming) > workers:
+                yield coming[0][0], coming.popleft()[1].result()
+        while coming:
+            yield coming[0][0], coming.popleft()[1].result()
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def _entries(path: Path) -> dict[str, TensorEntry]:

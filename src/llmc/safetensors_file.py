@@ -18,6 +18,7 @@ from pathlib import Path
 import torch
 
 from llmc.errors import CheckpointError, LlmcError, MemoryLimitError, StorageError
+from llmc.pages import empty
 from llmc.safetensors_header import HEADER_LIMIT, TensorEntry, parse_header, write_header
 from llmc.strict_json import Document, RefusedError, short
 
@@ -116,8 +117,8 @@ def _load(entry: TensorEntry, shape: tuple[int, ...], start: int, stop: int, fil
     with _opened(entry.file) if file is None else nullcontext(file) as fd:
         _check_stamp(fd, entry)
         try:
-            tensor = torch.empty(shape, dtype=entry.dtype)
-        except RuntimeError as error:  # torch's allocator
+            tensor = empty(shape, entry.dtype)
+        except MemoryError as error:
             message = f"tensor {short(entry.name)}: no memory for its {stop - start} bytes"
             raise MemoryLimitError(message, where=str(entry.file)) from error
         if start < stop:

@@ -3,13 +3,15 @@
 A small change E of a weight moves the outputs by KL = <E, G>^2 / 2 on average, G the gradient of -log p(y) and y drawn
 from the model itself (the Fisher information, Amari 1998). One pass forward and back gives <E, G> of all matrices for
 the real errors E, in memory for one block: blocks are run again on the way back, loaded for it and given up.
-Models without logits are judged by their last hidden state, as if each of its numbers had unit noise.
+Models without logits are judged by the vector that they give for a text, its tokens' last hidden states pooled as
+`eval.embeddings` does, as if each of its numbers had unit noise.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,6 +19,8 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 from torch.utils.checkpoint import checkpoint as recomputed
 
 from llmc.checkpoint import Checkpoint
+from llmc.errors import UnsupportedError
+from llmc.eval.embeddings import pooling_of
 from llmc.skeleton import Group
 from llmc.structure import Progress, Target, silent
 
@@ -34,7 +38,7 @@ def kl_losses(
     seed: int = 0,
     progress: Progress = silent,
 ) -> dict[str, float]:
-    """Name on disk -> nats per token that a Target's errors cost by themselves, estimated on these batches.
+    """Name on disk -> nats that a Target's errors cost by themselves, per token or per vector, on these batches.
 
     Args:
         decoded: name on disk -> what the Target's tensor became.
@@ -64,6 +68,7 @@ class _Passes:
         self.sums: dict[str, float] = defaultdict(float)
         self.passes = self.tokens = 0
         self.loaded: str | None = None
+        self.pooling = _pooling(checkpoint.folder)
 
     def __enter__(self) -> _Passes:
         model = self.checkpoint.model
@@ -91,8 +96,7 @@ class _Passes:
                 drawn = torch.multinomial(flat.detach().softmax(-1).cpu(), 1, generator=generator)[:, 0]
                 loss = torch.nn.functional.cross_entropy(flat, drawn.to(flat.device), reduction="sum")
             else:
-                hidden = out[0]  # the last hidden state, where the model has nothing else to say
-                flat = hidden.float().reshape(-1, hidden.shape[-1])
+                flat = self._vectors(out[0].float())
                 loss = (flat * torch.randn(flat.shape, generator=generator).to(flat.device)).sum()
             torch.autograd.backward(loss)
         self._leave()
@@ -101,6 +105,11 @@ class _Passes:
         for name, product in self.products.items():
             self.sums[name] += product**2
         self.products.clear()
+
+    def _vectors(self, hidden: torch.Tensor) -> torch.Tensor:
+        """`[texts, n]` of last hidden states `[texts, ..., n]`."""
+        tokens = hidden.flatten(1, -2) if hidden.ndim > 2 else hidden.unsqueeze(1)
+        return tokens[:, 0] if self.pooling == "cls" else tokens.mean(1)
 
     def losses(self) -> dict[str, float]:
         return {name: 0.5 * self.sums[name] / max(self.tokens, 1) for name in self.targets}
@@ -179,6 +188,14 @@ class _Passes:
             shares = sum(1 for other in names if self.targets[other].point == point)
             expert = point.expert if point is not None and point.expert is not None else 0
             self.products[name] += by_expert[expert] / shares
+
+
+def _pooling(folder: Path) -> str:
+    """How an encoder's vector is made; the mean where its files do not say, or say what is not known here."""
+    try:
+        return pooling_of(folder) or "mean"
+    except UnsupportedError:
+        return "mean"
 
 
 def _start_of_gradients(leaves: list[Any]) -> None:

@@ -173,23 +173,23 @@ def parse_head(data: Any, total: int | None = None) -> Head:
 
 class _Cursor:
     def __init__(self, buffer: Bytes) -> None:
-        self.buffer, self.at = buffer, 0
+        self.buffer, self.at = buffer.data, 0
 
     def number(self) -> int:
         """An unsigned integer, seven bits in each byte, the low ones first; the last byte is below 128."""
         value = 0
         for shift in range(0, 63, 7):
-            (byte,) = self.take("B")
+            byte = self.buffer[self.at]
+            self.at += 1
             value |= (byte & 127) << shift
             if byte < 128:
                 return value
         raise InputError("a number in the head of a coded tensor is too long")
 
     def take(self, form: str) -> tuple[Any, ...]:
-        size = struct.calcsize("<" + form)
-        data = self.buffer[self.at : self.at + size].tobytes()
-        self.at += size
-        return struct.unpack("<" + form, data)
+        out = struct.unpack_from("<" + form, self.buffer, self.at)
+        self.at += struct.calcsize("<" + form)
+        return out
 
 
 def _varint(value: int) -> bytes:

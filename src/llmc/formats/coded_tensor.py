@@ -34,17 +34,18 @@ from llmc.formats.coded_head import (
 from llmc.formats.encoded import Encoded
 from llmc.formats.planes import Split
 from llmc.formats.rans import Bytes, as_bytes
+from llmc.pages import empty
 
 
-def decode(data: Any, *, threads: int = 1, path: str = "auto") -> torch.Tensor:
-    """The tensor, bit for bit.
+def decode(data: Any, head: Head | None = None, *, threads: int = 1, path: str = "auto") -> torch.Tensor:
+    """The tensor, bit for bit; `head` where it has been parsed.
 
     Raises:
         InputError: the bytes are damaged, or are none of a coded tensor that stands alone (kind SAME).
         MemoryError: there is no memory for it.
     """
     buffer = as_bytes(data)
-    head = parse_head(buffer)
+    head = head or parse_head(buffer)
     out = _empty(head)
     decode_into(buffer, head, as_bytes(out), threads=threads, path=path)
     return out
@@ -104,8 +105,8 @@ def widen(narrow: Bytes, held: str, out: Bytes) -> None:
 
 def _empty(head: Head) -> torch.Tensor:
     try:
-        return torch.empty(head.shape, dtype=getattr(torch, head.dtype))
-    except RuntimeError as error:  # torch's allocator
+        return empty(head.shape, getattr(torch, head.dtype))
+    except MemoryError as error:
         raise MemoryError(f"no memory for a tensor of {head.nbytes} bytes") from error
 
 
