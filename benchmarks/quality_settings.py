@@ -65,14 +65,23 @@ def _with_embedding(bits: int) -> Setting:
     return our_recipe("llmc gptq act-order, rtn embedding", f"W{bits} g128", blocks, embedding)
 
 
+SIZES = (2.06, 2.39, 2.83, 3.12, 3.58, 4.22, 4.65, 5.32, 6.04, 6.88)
+"""Megabytes of all weight files, most of them just below what a peer's take of ref-7m."""
+
+
+def _sized(megabytes: float) -> Setting:
+    return ours("llmc trellis, whole file", f"{megabytes} MB", "--size", str(round(megabytes * 1e6)))
+
+
 OUR_SETTINGS = (
     *(ours("llmc gptq", f"W{b} g128", "--method", "gptq", "--bits", str(b)) for b in range(2, 7)),
     *(ours("llmc trellis", f"{b} bits", "--bits-per-weight", str(b)) for b in (2, 2.5, 3, 4, 5, 6)),
+    *map(_sized, SIZES),
     *map(_act_order, range(2, 7)),
     *map(_with_embedding, range(3, 7)),  # compressed-tensors wants one width with a packed embedding
 )
 
-LEADS = ("llmc trellis", "llmc gptq act-order", "llmc gptq act-order, rtn embedding")
+LEADS = ("llmc trellis, whole file", "llmc trellis", "llmc gptq act-order", "llmc gptq act-order, rtn embedding")
 """Lines of ours that every peer is compared with."""
 
 

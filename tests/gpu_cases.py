@@ -14,9 +14,11 @@ from typing import Any
 
 import numpy as np
 import torch
+from trellis_cases import Layout, Shape, matrix, stream_of
 
 from llmc.errors import InputError
-from llmc.formats import bitmaps, gpu, planes, rans
+from llmc.formats import bitmaps, gpu, planes, rans, trellis_kernel
+from llmc.formats.rans import as_bytes
 
 BF16, SMALL = planes.BALANCED["bfloat16"], planes.SMALL["bfloat16"]
 
@@ -77,6 +79,36 @@ def refused(name: str, stream: Any, n: int, device: str) -> None:
     raise SystemExit(f"{name}: accepted")
 
 
+def trellises(device: str) -> None:
+    """Tiles down and across, columns that are left over, classes, escapes."""
+    cases = (
+        (Shape(rows=21, columns=9, segment=8, row_classes=2, column_classes=2), Layout(tile=8, segments=2)),
+        (Shape(rows=9, columns=5, states=1), Layout(lanes=8)),
+        (Shape(rows=8, columns=6, states=64, spread=300.0), Layout()),
+    )
+    for shape, layout in cases:
+        made = matrix(shape)
+        stream = stream_of(made, layout)
+        for dtype in (torch.bfloat16, torch.float16, torch.float32, torch.int16):
+            if dtype == torch.int16:
+                expected = made.codes.numpy()
+            else:
+                values = torch.empty(made.shape, dtype=dtype)
+                trellis_kernel.decode_into(stream, made.shape, dtype, as_bytes(values), threads=1, path="auto")
+                expected = values.view(torch.int16 if dtype.itemsize == 2 else torch.int32).numpy()
+            found = gpu.run_trellis(stream, made.shape, dtype, device)
+            check(
+                f"trellis of {shape.states} states in {dtype}", found.view(torch.from_numpy(expected).dtype), expected
+            )
+    made = matrix(Shape())
+    stream = stream_of(made)
+    first_word = trellis_kernel.describe(stream, made.shape)[0]["chunks"][0][0] + 4 * Layout().lanes
+    try:
+        gpu.run_trellis(damaged(stream, first_word), made.shape, torch.int16, device)
+    except InputError as error:
+        print("refused trellis", error)
+
+
 def main(device: str) -> None:
     for name, symbols, stream in streams():
         check(name, gpu.run(gpu.prepare(stream, symbols.size, device)), symbols)
@@ -91,6 +123,7 @@ def main(device: str) -> None:
         check(f"bf16 from rans, {lanes} lanes", gpu.run(gpu.prepare(stream, n, device), raw), values)
         stream, raw = planes.encode(values, SMALL, lanes=lanes, chunk_symbols=512, probability_bits=14)
         check(f"bf16 from rans, small, {lanes} lanes", gpu.run(gpu.prepare(stream, n, device), raw, SMALL), values)
+    trellises(device)
     symbols = skewed(700, 40)
     stream = rans.encode(symbols, lanes=32, chunk_symbols=512)
     first_word = rans.describe(stream, 700).head_bytes + 4 * 32

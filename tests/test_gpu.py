@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -31,12 +32,13 @@ def cases(device: str, **environment: str) -> list[str]:
 
 
 def check(lines: list[str]) -> None:
-    assert sum(line.startswith("equal ") for line in lines) == 21
+    assert sum(line.startswith("equal ") for line in lines) == 33
     refusals = (
+        "refused trellis trellis: chunk 0 is damaged",
         "refused rans rans: chunk 0 is damaged",
         "refused bitmaps bitmaps: chunk 0: the sum of its bytes differs",
     )
-    assert tuple(lines[-2:]) == refusals
+    assert tuple(lines[-3:]) == refusals
 
 
 def test_in_the_interpreter() -> None:
@@ -65,6 +67,19 @@ CHUNKS = {
 }
 
 
+TILES = {
+    **{"stream": "*u8", "entries": "*i64", "slots": "*i32", "order": "*i32", "row_table": "*i32"},
+    **{"column_table": "*i32", "steps": "*fp32", "shifts": "*fp32", "damaged": "*i32"},
+    **dict.fromkeys(("rows", "columns", "height", "width", "segment", "base", "parity_mask", "flip_mask"), "i32"),
+}
+KERNELS = {"bitmaps": ("_block", BLOCKS), "rans": ("_chunk", CHUNKS), "trellis": ("_tile", TILES)}
+
+
+def tile_facts(states: int, out: str) -> dict[str, int | bool]:
+    which = {"CODES": out == "codes", "BRAIN": out == "bf16"}
+    return {"LANES": 64, "STATES": states, "BITS": 12, "ESCAPE": 254, **which}
+
+
 def chunk_facts(lanes: int, raw: int, width: int, escapes: bool = True, packed: bool = True) -> dict[str, int]:
     return {"LANES": lanes, "BITS": 12, "PACKED": packed, "WIDTH": width, "ESCAPES": escapes, "RAW": raw}
 
@@ -80,6 +95,7 @@ def chunk_facts(lanes: int, raw: int, width: int, escapes: bool = True, packed: 
         ("rans", chunk_facts(64, 6, 2, packed=False)),
         ("rans", chunk_facts(256, 0, 1)),
         ("rans", chunk_facts(4, 0, 2)),
+        *[("trellis", tile_facts(states, out)) for states, out in ((8, "bf16"), (1, "fp32"), (64, "codes"))],
     ],
     ids=str,
 )
@@ -88,11 +104,12 @@ def test_kernels_compile_for_gpus(
 ) -> None:
     """The interpreter takes more than the compiler does; the compiler needs no GPU."""
     compiler, backends = pytest.importorskip("triton.compiler"), pytest.importorskip("triton.backends.compiler")
-    from llmc.formats.kernels import bitmaps_triton, rans_triton
-
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
-    kernel, types = (bitmaps_triton._block, BLOCKS) if name == "bitmaps" else (rans_triton._chunk, CHUNKS)
-    out = "*i16" if facts["RAW"] or facts.get("WIDTH") == 2 else "*u8"
+    function, types = KERNELS[name]
+    kernel = getattr(import_module(f"llmc.formats.kernels.{name}_triton"), function)
+    out = "*i16" if facts.get("RAW") or facts.get("WIDTH") == 2 else "*u8"
+    if name == "trellis":
+        out = "*i16" if facts["CODES"] or facts["BRAIN"] else "*fp32"
     types = {**types, "raw": "*u8", "out": out, **dict.fromkeys(facts, "constexpr")}
     names = kernel.arg_names
     source = compiler.ASTSource(
@@ -115,6 +132,7 @@ def test_nothing_falls_back_to_a_processor(monkeypatch: pytest.MonkeyPatch) -> N
     for decode in (
         lambda device: gpu.decode_on(device, stream, NUMBERS.size),
         lambda device: gpu.decode_numbers_on(device, stream, raw, NUMBERS.size),
+        lambda device: gpu.decode_trellis_on(device, stream, (1, 1), torch.int16),
     ):
         found(monkeypatch, device=True, triton=True)
         with pytest.raises(UnsupportedError, match=r"^gpu: GPU decoders do not run on cpu; decode on the CPU"):
@@ -210,7 +228,7 @@ case = torch.load(case)
 out = torch.empty(case["n"], dtype=torch.int16)
 damaged = kernel.bitmaps_triton.decode(**case["tensors"], n=case["n"], out=out, raw=case["raw"])
 assert not damaged.any() and torch.equal(out, case["expected"])
-assert set(kernel.__all__) == {"bitmaps_triton", "coded_tensor", "rans_triton"} <= set(dir(kernel))
+assert set(kernel.__all__) == {"bitmaps_triton", "coded_tensor", "rans_triton", "trellis_triton"} <= set(dir(kernel))
 """
 
 

@@ -1,9 +1,9 @@
 """Streams decoded on a GPU: heads are read and checked here, the work is in `kernels/*_triton.py`.
 
 Streams go to the device as they are stored. What is checked: all claims of a head, the sums of a bitmap stream (of its
-stored bytes, before they are sent), and of an rANS stream that every lane ends where it began with all words used. The
-sums of its symbols are for processors: what harms an escape alone is not noticed here. Nothing falls back in silence:
-without Triton or a GPU there is an error.
+stored bytes, before they are sent), and of an rANS stream, that of a trellis too, that every lane ends where it began
+with all words used. The sums of its symbols are for processors: what harms an escape alone is not noticed here. Nothing
+falls back in silence: without Triton or a GPU there is an error.
 """
 
 from __future__ import annotations
@@ -16,9 +16,10 @@ import numpy as np
 import torch
 
 from llmc.errors import InputError, UnsupportedError
-from llmc.formats import bitmaps, rans
+from llmc.formats import bitmaps, rans, trellis_kernel
 from llmc.formats.planes import BALANCED, Split
 from llmc.formats.rans import as_bytes
+from llmc.formats.trellis import row_order
 
 BF16 = BALANCED["bfloat16"]
 
@@ -111,12 +112,55 @@ def run(pieces: Pieces, raw: Any = None, how: Split = BF16) -> torch.Tensor:
 
         facts = pieces.facts if raw is None else {**pieces.facts, "raw_width": how.raw_bits}
         damaged = rans_triton.decode(**pieces.tensors, n=pieces.n, out=out, raw=raw, **facts)
-    if bool(damaged.any()):
-        first = int(damaged.nonzero()[0])
-        raise InputError(
-            f"{'block' if pieces.layout == 'bitmaps' else 'chunk'} {first} is damaged", where=pieces.layout
-        )
+    _refuse_damage(damaged, "block" if pieces.layout == "bitmaps" else "chunk", pieces.layout)
     return out
+
+
+def decode_trellis_on(
+    device: str | torch.device, stream: Any, shape: tuple[int, int], dtype: torch.dtype
+) -> torch.Tensor:
+    """The values `[rows, columns]` of the stream of a trellis, in float32, bfloat16 or float16; int16: its codes.
+
+    Raises:
+        InputError: the stream is damaged.
+        UnsupportedError: there is no GPU.
+    """
+    return run_trellis(stream, shape, dtype, require(device))
+
+
+def run_trellis(stream: Any, shape: tuple[int, int], dtype: torch.dtype, device: str | torch.device) -> torch.Tensor:
+    """`decode_trellis_on` on any device that Triton knows. Raises InputError when the stream is damaged."""
+    from llmc.formats.kernels import trellis_triton
+
+    about, grid, row_class = trellis_kernel.describe(stream, shape)
+    arrays = {
+        "stream": as_bytes(stream),
+        "entries": np.array(about["chunks"], np.int64).reshape(-1, 3),
+        "order": row_order(row_class).int(),
+        "row_class": row_class.int(),
+        "column_class": grid.column_class.int(),
+        "steps": grid.steps,
+        "shifts": grid.shifts,
+    }
+    out = torch.empty(shape, dtype=dtype, device=device)
+    damaged = trellis_triton.decode(
+        **_sent(arrays, torch.device(device)),
+        frequencies=torch.tensor(about["tables"]),
+        out=out,
+        machine=tuple(about["machine"]),
+        lanes=about["lanes"],
+        segment=grid.segment,
+        height=about["segments"] * grid.segment,
+        width=about["tile"],
+        base=about["base"],
+    )
+    _refuse_damage(damaged, "chunk", "trellis")
+    return out
+
+
+def _refuse_damage(damaged: torch.Tensor, what: str, layout: str) -> None:
+    if bool(damaged.any()):
+        raise InputError(f"{what} {int(damaged.nonzero()[0])} is damaged", where=layout)
 
 
 def _raw(pieces: Pieces, raw: Any, how: Split) -> torch.Tensor:
@@ -172,4 +216,5 @@ def _rans(data: rans.Bytes, n: int, device: torch.device) -> Pieces:
 
 
 def _sent(arrays: dict[str, Any], device: torch.device) -> dict[str, torch.Tensor]:
-    return {name: torch.tensor(array, device=device) for name, array in arrays.items()}
+    tensors = {name: a if isinstance(a, torch.Tensor) else torch.tensor(a) for name, a in arrays.items()}
+    return {name: tensor.to(device) for name, tensor in tensors.items()}

@@ -20,7 +20,7 @@ USAGES = {"coded_tensor": 'tensors = kernel.coded_tensor.read("model.llmc.safete
 
 FOLDER = "kernel/build/torch-cpu/"
 CUDA_FOLDER = "kernel/build/torch-cuda/"
-CUDA_KERNELS = ("bitmaps_triton", "rans_triton")
+CUDA_KERNELS = ("bitmaps_triton", "rans_triton", "trellis_triton")
 VERSION = 1
 
 _INIT = '''"""Reference decoders of the weights beside this folder, in plain torch.
@@ -44,7 +44,8 @@ _CUDA_INIT = '''"""Decoders of the weights beside this folder: of their streams 
 
     kernel = get_local_kernel(Path("kernel"), backend="cuda")
 
-`kernel.bitmaps_triton.decode` and `kernel.rans_triton.decode` take the parts of a stream; llmc.formats.gpu finds them.
+`decode` of `kernel.bitmaps_triton`, `kernel.rans_triton` and `kernel.trellis_triton` takes the parts of a stream;
+llmc.formats.gpu finds them.
 """
 
 {imports}

@@ -100,26 +100,34 @@ def pack(matrix: Encoded, *, threads: int = 1) -> Bytes:
         )
 
 
-def unpack(stream: Any, shape: tuple[int, int], dtype: torch.dtype, *, threads: int = 1) -> Encoded:
-    """The matrix that `pack` made a stream of. Raises InputError when it is damaged."""
-    data, codes = as_bytes(stream), torch.empty(shape, dtype=torch.int16)
+def describe(stream: Any, shape: tuple[int, int]) -> tuple[dict[str, Any], FittedTrellis, torch.Tensor]:
+    """What the head of a stream says, as the grid and the class of each row too. Raises InputError when it is damaged.
+
+    Among it: `lanes`, `segments` of a `tile` of so many columns, `base`, `machine`, `tables` [tables, 256] and
+    `chunks`, the offset, words and escapes of each.
+    """
     with rans.refusals("trellis"):
-        about = _native.trellis_describe(data, *shape)
-        _native.trellis_codes(data, codes.numpy(), threads, "auto")
+        about = _native.trellis_describe(as_bytes(stream), *shape)
     states = next(
         (n for n, machine in MACHINES.items() if machine == tuple(about["machine"])), 1 << about["machine"][0]
     )
     shift = torch.tensor([*about["shifts"], *[0] * (SHIFTS - len(about["shifts"]))], dtype=torch.int8)
-    planes = {name: torch.tensor(about[name], dtype=torch.uint8) for name in ("step_code", "column_class", "row_class")}
-    grid = FittedTrellis(
-        states,
-        about["segment"],
-        step=about["step"],
-        step_code=planes["step_code"],
-        column_class=planes["column_class"],
-        shift=shift,
+    step_code, column_class, row_class = (
+        torch.tensor(about[name], dtype=torch.uint8) for name in ("step_code", "column_class", "row_class")
     )
-    return encoded(grid, codes, planes["row_class"], dtype)
+    grid = FittedTrellis(
+        states, about["segment"], step=about["step"], step_code=step_code, column_class=column_class, shift=shift
+    )
+    return about, grid, row_class
+
+
+def unpack(stream: Any, shape: tuple[int, int], dtype: torch.dtype, *, threads: int = 1) -> Encoded:
+    """The matrix that `pack` made a stream of. Raises InputError when it is damaged."""
+    _, grid, row_class = describe(stream, shape)
+    codes = torch.empty(shape, dtype=torch.int16)
+    with rans.refusals("trellis"):
+        _native.trellis_codes(as_bytes(stream), codes.numpy(), threads, "auto")
+    return encoded(grid, codes, row_class, dtype)
 
 
 def decode_into(

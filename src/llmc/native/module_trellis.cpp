@@ -1,5 +1,6 @@
 // The part of llmc._native that formats/trellis_kernel.py calls: sizes are checked here.
 #include <nanobind/ndarray.h>
+#include <nanobind/stl/array.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
@@ -141,7 +142,8 @@ void unpack_codes(const Flat<const std::uint8_t>& stream, const Table<std::int16
 }
 
 nb::dict describe(const Flat<const std::uint8_t>& stream, std::size_t rows, std::size_t columns) {
-    const TrellisHead head = parse_trellis(stream.data(), stream.size(), rows, columns).head;
+    const TrellisStream parsed = parse_trellis(stream.data(), stream.size(), rows, columns);
+    const TrellisHead& head = parsed.head;
     nb::dict out;
     out["machine"] = nb::make_tuple(head.machine.bits, head.machine.parity, head.machine.flip);
     out["lanes"] = head.lanes();
@@ -154,7 +156,11 @@ nb::dict describe(const Flat<const std::uint8_t>& stream, std::size_t rows, std:
     out["step_code"] = head.step_code;
     out["row_class"] = head.row_class;
     out["column_class"] = head.column_class;
-    out["tables"] = head.tables.size();
+    nb::list tables, chunks;
+    for (const Frequencies& table : head.tables) tables.append(nb::cast(table));
+    for (const Chunk& chunk : parsed.chunks) chunks.append(nb::make_tuple(chunk.offset, chunk.words, chunk.escapes));
+    out["tables"] = tables;
+    out["chunks"] = chunks;
     return out;
 }
 

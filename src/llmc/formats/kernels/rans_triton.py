@@ -9,14 +9,7 @@ import torch
 import triton
 import triton.language as tl
 
-from .numbers_triton import raw_bits, rotated
-
-
-@triton.jit
-def _word(data, inside):
-    """Sixteen bits at any address."""
-    low = tl.load(data, mask=inside, other=0).to(tl.uint32)
-    return low | (tl.load(data + 1, mask=inside, other=0).to(tl.uint32) << 8)
+from .numbers_triton import raw_bits, rotated, word_at
 
 
 @triton.jit
@@ -36,7 +29,7 @@ def _value(symbol, escapes, rank, escaped, base, WIDTH: tl.constexpr):
     if WIDTH == 1:
         read = tl.load(escapes + rank, mask=escaped, other=0).to(tl.int32)
     else:
-        read = _word(escapes + 2 * rank, escaped).to(tl.uint16).to(tl.int16, bitcast=True).to(tl.int32)
+        read = word_at(escapes + 2 * rank, escaped).to(tl.uint16).to(tl.int16, bitcast=True).to(tl.int32)
     return tl.where(escaped, read, known)
 
 
@@ -55,7 +48,7 @@ def _chunk(
     escapes = words + 2 * many
     begin = chunk * chunk_symbols
     size = tl.minimum(n - begin, chunk_symbols).to(tl.int32)
-    x = _word(states + 4 * lane, lane < LANES) | (_word(states + 4 * lane + 2, lane < LANES) << 16)
+    x = word_at(states + 4 * lane, lane < LANES) | (word_at(states + 4 * lane + 2, lane < LANES) << 16)
     wrong = tl.sum((x < 65536).to(tl.int32), 0)
     word = tl.zeros((), tl.int32)
     escape = tl.zeros((), tl.int32)
@@ -72,7 +65,7 @@ def _chunk(
             flags += escaped.to(tl.int32) << 16  # one running count of both
         counts = tl.cumsum(flags, 0)
         rank = word + (counts & 0xFFFF) - 1
-        x = tl.where(due, (x << 16) | _word(words + 2 * rank, due & (rank < many)), x)
+        x = tl.where(due, (x << 16) | word_at(words + 2 * rank, due & (rank < many)), x)
         nth = escape + (counts >> 16) - 1
         value = _value(symbol, escapes, nth, escaped & (nth < escapes_left), base, WIDTH)
         if RAW:
