@@ -1,7 +1,7 @@
 """What quantizing the block matrices does to the vectors of a sentence encoder: trellis against GPTQ at the same bits.
 
-    python benchmarks/encoder_error.py --model FOLDER --calibration FILE --text FILE [--bits 4 3 2] [--num-samples 128]
-        [--sequence-length 128] [--sentences 500] [--symmetric]
+    python benchmarks/encoder_error.py --model FOLDER --calibration FILE --text FILE [--bits 4 3 2] [--num-samples 1024]
+        [--sequence-length 32] [--sentences 500] [--symmetric]
         [--also column_steps=0.5 states=64,tradeoff=0.3 ...] [--rows FILE] [--out FILE.md]
 
 GPTQ on integers with one scale and zero point per 128 columns, scales searched for the least error, in natural order
@@ -178,19 +178,18 @@ def _asked(rows: Sequence[Row]) -> str:
         equal, by_cost = (
             next(row for row in rows if (row.bits, row.label) == (bits, own)) for own in (EQUAL, SENSITIVE)
         )
-        ratio, most = equal.error / best.error, REQUIRED.get(bits)
+        ratio, most = by_cost.error / best.error, REQUIRED.get(bits)
         asked = ["", ""] if most is None else [f"{most:.2f}", "yes" if ratio <= most else "no"]
-        cells.append(
-            [str(bits), best.label, f"{best.error:.4g}", f"{ratio:.3f}", *asked, f"{by_cost.error / best.error:.3f}"]
-        )
+        shares = f"{equal.error / best.error:.3f}", f"{ratio:.3f}"
+        cells.append([str(bits), best.label, f"{best.error:.4g}", *shares, *asked])
     header = [
         "bits",
         "best of gptq",
         "its error",
         "equal rates, of that",
+        "by sensitivity, of that",
         "asked",
         "reached",
-        "by sensitivity, of that",
     ]
     return f"## Error of the trellis in parts of GPTQ's\n\n{markdown(header, cells)}"
 
@@ -211,8 +210,8 @@ def main() -> None:
     parser.add_argument("--calibration", type=Path, required=True)
     parser.add_argument("--text", type=Path, required=True)
     parser.add_argument("--bits", type=int, nargs="*", default=[4, 3, 2])
-    parser.add_argument("--num-samples", type=int, default=128)
-    parser.add_argument("--sequence-length", type=int, default=128)
+    parser.add_argument("--num-samples", type=int, default=1024)
+    parser.add_argument("--sequence-length", type=int, default=32, help="about that of the sentences")
     parser.add_argument("--sentences", type=int, default=500)
     parser.add_argument("--symmetric", action="store_true", help="GPTQ without zero points too")
     parser.add_argument("--also", nargs="*", default=[], help="further options of the trellis, OPTION=VALUE[,...]")

@@ -197,3 +197,29 @@ def test_eight_states_are_near_the_bound_of_shannon(bits: int, step: float) -> N
     spent = entropy(codes)
     assert abs(spent - bits) < 0.2, "the step is not that of the rate"
     assert 0.0 < spent - 0.5 * np.log2(1.0 / error) < 0.09
+
+
+def test_levels_are_counted_by_class_and_parity() -> None:
+    rng = np.random.default_rng(3)
+    codes = torch.from_numpy(rng.integers(-40, 40, (7, 50)).astype(np.int16))
+    row_class, column_class = (torch.from_numpy(rng.integers(0, n, m, np.uint8)) for n, m in ((2, 30), (3, 7)))
+    counts = torch.ones(2, 3, 2, 16, dtype=torch.int64)
+    trellis_kernel.count(codes[:, 10:40], row_class, column_class, counts)  # a part of the rows
+    expected = np.ones((2, 3, 2, 16), np.int64)
+    for j, r in np.ndindex(7, 30):
+        code = int(codes[j, 10 + r])
+        expected[row_class[r], column_class[j], code & 1, min(max(code >> 1, -8), 7) + 8] += 1
+    assert np.array_equal(counts.numpy(), expected)
+
+
+def test_what_values_lack_is_tallied_by_magnitude() -> None:
+    rng = np.random.default_rng(4)
+    codes = torch.from_numpy(rng.integers(-40, 40, (5, 60)).astype(np.int16))
+    errors, step = torch.randn(5, 60, generator=torch.Generator().manual_seed(0)), torch.rand(5) + 0.5
+    seen, lack = torch.zeros(2, SHIFTS, dtype=torch.float64)
+    trellis_kernel.tally(codes, errors, step, seen, lack)
+    outwards = (errors / step[:, None] * torch.where(codes < 0, -1, 1)).double()
+    for size in range(SHIFTS):
+        among = codes.abs() == size
+        assert float(seen[size]) == int(among.sum())
+        assert float(lack[size]) == pytest.approx(-float(outwards[among].sum()), abs=1e-5)

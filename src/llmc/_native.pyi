@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from numpy import float32, int8, int16, uint8, uint64
+from numpy import float32, float64, int8, int16, int64, uint8, uint64
 from numpy.typing import NDArray
 
 class CodecError(ValueError): ...
@@ -163,6 +163,16 @@ def trellis_slab(
     codes: NDArray[int16],
     values: NDArray[float32],
     path: str,
+) -> None: ...
+def trellis_count(
+    codes: NDArray[int16], row_class: NDArray[uint8], column_class: NDArray[uint8], counts: NDArray[int64]
+) -> None: ...
+def trellis_tally(
+    codes: NDArray[int16],
+    errors: NDArray[float32],
+    step: NDArray[float32],
+    seen: NDArray[float64],
+    lack: NDArray[float64],
 ) -> None: ...
 def trellis_encode(
     codes: NDArray[int16],

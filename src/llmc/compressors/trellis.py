@@ -109,7 +109,7 @@ class Pass:
     Attributes:
         codes: int16 [columns, rows], columns in the order of work; the next pass writes over them.
         counts: [classes of rows, classes of columns, 2, 2 * LEVELS] of levels, level 0 in the middle.
-        short: float64 [SHIFTS, 2] by magnitude of codes: how many, and by how many steps the weights lay below n / 2.
+        short: float64 [2, SHIFTS] by magnitude of codes: how many, and by how many steps the weights lay below n / 2.
         error: diag(E H E^T).
     """
 
@@ -247,28 +247,25 @@ class Search:
 
     def _tile(self, work: torch.Tensor, row_class: torch.Tensor, codes: torch.Tensor, *, learn: bool) -> Pass:
         order = self.problem.order
-        short = torch.zeros(SHIFTS, 2, dtype=torch.float64)
+        short = torch.zeros(2, SHIFTS, dtype=torch.float64)
 
         def round_slab(R: torch.Tensor, values: torch.Tensor, slab: Slab) -> None:
             columns = torch.arange(slab.start, slab.stop) if order is None else order[slab.start : slab.stop]
             out = codes[slab.start : slab.stop], values
             trellis_kernel.search(R, slab.unit, self.grid, columns, row_class, self.rate, out, dtype=self.dtype)
             if learn:
-                _tally(short, out[0], R / self.grid.steps[columns, None])
+                trellis_kernel.tally(out[0], R, self.grid.steps[columns], *short)
 
         error = self.problem.carry(work, round_slab)
         counts = self._count(codes, row_class) if learn else torch.zeros(1)
         return Pass(codes, counts, short, error)
 
     def _count(self, codes: torch.Tensor, row_class: torch.Tensor) -> torch.Tensor:
-        kinds = int(self.row_class.max()) + 1, int(self.grid.column_class.max()) + 1
-        level = (codes >> 1).clamp(-LEVELS, LEVELS - 1).int() + LEVELS
-        column_class = (
-            self.grid.column_class if self.problem.order is None else self.grid.column_class[self.problem.order]
-        )
-        pair = row_class.int() * kinds[1] + column_class.int().unsqueeze(1)
-        index = (pair * 2 + (codes & 1)) * (2 * LEVELS) + level
-        return torch.bincount(index.view(-1), minlength=4 * LEVELS * kinds[0] * kinds[1]).view(*kinds, 2, -1)
+        order, column_class = self.problem.order, self.grid.column_class
+        kinds = int(self.row_class.max()) + 1, int(column_class.max()) + 1
+        counts = torch.zeros(*kinds, 2, 2 * LEVELS, dtype=torch.int64)
+        trellis_kernel.count(codes, row_class, column_class if order is None else column_class[order], counts)
+        return counts
 
     def _bits(self, found: Pass) -> float:
         """Stored bits per weight of a pass, by the entropy of its tables and what else is stored."""
@@ -288,7 +285,7 @@ class Search:
         bits = -torch.log2(magnitude[..., :RATES].clamp(min=0.25) / total)
         slope = (bits[..., -4:].mean(-1) - bits[..., -8:-4].mean(-1)).clamp(min=0.2) / 4
         self.rate = (price * torch.cat([bits, slope.unsqueeze(-1)], -1)).float().contiguous()
-        seen, lack = found.short.unbind(1)
+        seen, lack = found.short
         shift = self.grid.shift.double() * SHIFT_UNIT + torch.where(seen > 100, lack / seen.clamp(min=1), 0)
         shift = (shift / SHIFT_UNIT).round().clamp(-127, 127)
         shift[0] = 0
@@ -351,13 +348,3 @@ def _entropy_bits(counts: torch.Tensor) -> float:
     counts = counts.double()
     total = counts.sum(-1, keepdim=True)
     return float((counts * (torch.log2(total.clamp(min=1)) - torch.log2(counts.clamp(min=1)))).sum())
-
-
-def _tally(short: torch.Tensor, codes: torch.Tensor, errors: torch.Tensor) -> None:
-    """Add to `short` how far weights lay below their values, in steps, by magnitude of codes."""
-    size = codes.int().abs()
-    near = size < SHIFTS
-    lack = torch.where(codes < 0, errors, -errors)[near].double()
-    where = size[near].long()
-    short[:, 0] += torch.bincount(where, minlength=SHIFTS)
-    short[:, 1] += torch.bincount(where, lack, minlength=SHIFTS)

@@ -67,6 +67,26 @@ def search(
     )
 
 
+def count(codes: torch.Tensor, row_class: torch.Tensor, column_class: torch.Tensor, counts: torch.Tensor) -> None:
+    """Add to `counts: [classes of rows, classes of columns, 2, levels]`, int64, the levels of `codes: [columns, rows]`.
+
+    By parity; level 0 is in the middle, those beyond the ends count there. Classes are uint8.
+    """
+    _native.trellis_count(codes.numpy(), row_class.numpy(), column_class.numpy(), counts.numpy())
+
+
+def tally(
+    codes: torch.Tensor, errors: torch.Tensor, step: torch.Tensor, seen: torch.Tensor, lack: torch.Tensor
+) -> None:
+    """Add to `seen` and `lack`, float64 [SHIFTS], by magnitude of codes: how many, how far weights lay below values.
+
+    Args:
+        codes, errors: int16 and float32 [columns, rows]; errors are weights less values.
+        step: float32 [columns]; `lack` is in steps.
+    """
+    _native.trellis_tally(codes.numpy(), errors.numpy(), step.numpy(), seen.numpy(), lack.numpy())
+
+
 def layout_for(rows: int, columns: int, segment: int) -> tuple[int, int]:
     """Segments of a tile (a power of two), and lanes: chunks of up to a million weights, as those of `rans.encode`."""
     segments, width = 1, min(columns, TILE)

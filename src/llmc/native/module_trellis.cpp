@@ -79,6 +79,41 @@ void slab(unsigned bits, unsigned parity, unsigned flip, std::size_t segment, co
     loops.slab(job);
 }
 
+TrellisPass pass_of(const Part<const std::int16_t>& codes) {
+    want(codes.stride(1) == 1 && codes.stride(0) >= 0, "a column of codes is not in one piece");
+    TrellisPass pass;
+    pass.codes = codes.data();
+    pass.columns = codes.shape(0);
+    pass.rows = codes.shape(1);
+    pass.codes_stride = static_cast<std::size_t>(codes.stride(0));
+    return pass;
+}
+
+void count(const Part<const std::int16_t>& codes, const Flat<const std::uint8_t>& row_class,
+           const Flat<const std::uint8_t>& column_class, const nb::ndarray<std::int64_t, nb::ndim<4>, nb::c_contig, nb::device::cpu>& counts) {
+    TrellisPass pass = pass_of(codes);
+    want(row_class.size() == pass.rows && column_class.size() == pass.columns, "there is not one class for each row and column");
+    const auto below = [](const Flat<const std::uint8_t>& classes, std::size_t kinds) {
+        return std::all_of(classes.data(), classes.data() + classes.size(), [kinds](std::uint8_t c) { return c < kinds; });
+    };
+    want(below(row_class, counts.shape(0)) && below(column_class, counts.shape(1)), "there is no such class");
+    want(counts.shape(2) == 2 && counts.shape(3) >= 2 && counts.shape(3) % 2 == 0, "counts are not of two parities");
+    pass.row_class = row_class.data();
+    pass.column_class = column_class.data();
+    const nb::gil_scoped_release unlocked;
+    count_levels(pass, counts.data(), counts.shape(1), counts.shape(3));
+}
+
+void tally(const Part<const std::int16_t>& codes, const Table<const float>& errors, const Flat<const float>& step,
+           const Flat<double>& seen, const Flat<double>& lack) {
+    const TrellisPass pass = pass_of(codes);
+    want(errors.shape(0) == pass.columns && errors.shape(1) == pass.rows, "errors are not of the size of the codes");
+    want(step.size() == pass.columns, "there is not one step for each column");
+    want(seen.size() == kTrellisShifts - 1 && lack.size() == kTrellisShifts - 1, "there are 31 magnitudes");
+    const nb::gil_scoped_release unlocked;
+    tally_errors(pass, errors.data(), step.data(), seen.data(), lack.data());
+}
+
 TrellisHead head_of(unsigned bits, unsigned parity, unsigned flip, unsigned lanes_log2, unsigned segment,
                     unsigned segments_log2, unsigned tile, float step, int base, const Flat<const std::uint8_t>& step_code,
                     const Flat<const std::uint8_t>& row_class, const Flat<const std::uint8_t>& column_class,
@@ -171,6 +206,10 @@ void define_trellis(nb::module_& m) {
           nb::arg("running").noconvert(), nb::arg("unit"), nb::arg("step"), nb::arg("column_class"), nb::arg("row_class"),
           nb::arg("shift"), nb::arg("rate"), nb::arg("stored"), nb::arg("codes").noconvert(),
           nb::arg("values").noconvert(), nb::arg("path"));
+    m.def("trellis_count", &count, nb::arg("codes"), nb::arg("row_class"), nb::arg("column_class"),
+          nb::arg("counts").noconvert());
+    m.def("trellis_tally", &tally, nb::arg("codes"), nb::arg("errors"), nb::arg("step"), nb::arg("seen").noconvert(),
+          nb::arg("lack").noconvert());
     m.def("trellis_encode", &pack, nb::arg("codes"), nb::arg("bits"), nb::arg("parity"), nb::arg("flip"),
           nb::arg("lanes_log2"), nb::arg("segment"), nb::arg("segments_log2"), nb::arg("tile"), nb::arg("step"), nb::arg("base"),
           nb::arg("step_code"), nb::arg("row_class"), nb::arg("column_class"), nb::arg("shifts"), nb::arg("threads"));

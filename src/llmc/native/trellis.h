@@ -60,6 +60,19 @@ struct TrellisLoops {
 
 extern const TrellisLoops kBaselineTrellis, kAvx2Trellis, kAvx512Trellis;
 
+// What a pass found, [columns, rows] with `codes_stride` from a column to the next.
+struct TrellisPass {
+    const std::int16_t* codes = nullptr;
+    std::size_t columns = 0, rows = 0, codes_stride = 0;
+    const std::uint8_t *row_class = nullptr, *column_class = nullptr;
+};
+
+// Adds to counts [classes of rows, `column_kinds`, 2, levels] by parity and level, 0 in the middle.
+void count_levels(const TrellisPass& pass, std::int64_t* counts, std::size_t column_kinds, std::size_t levels);
+
+// Adds by magnitude of codes [kTrellisShifts - 1]: how many, and by how many steps the weights lay below their values.
+void tally_errors(const TrellisPass& pass, const float* errors, const float* step, double* seen, double* lack);
+
 const TrellisLoops& trellis_loops(const std::string& path);
 
 }  // namespace llmc
