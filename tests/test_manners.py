@@ -25,7 +25,7 @@ LAYERS = tuple(
         "recipe recipe_paths recipe_yaml schema gates",
         "coded_files checkpoint skeleton packed stored originals decoding activations artifact coded_folder encoding "
         "layout manifest sidecar card hf runtime",
-        "planning walk sharing sensitivity eval hub loading lossless_folder lossless_writing lossless_verification "
+        "planning ram walk sharing sensitivity eval hub loading lossless_folder lossless_writing lossless_verification "
         "decompressing inspection verification exporting",
         "pipeline execution budgets finishing entropy controls comparing reporting",
         "cli __main__",

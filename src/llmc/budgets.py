@@ -20,13 +20,12 @@ from llmc.calibration.inputs import model_inputs
 from llmc.errors import UnsupportedError
 from llmc.execution import Execution, Written, execute
 from llmc.layout import arrange
-from llmc.planning import Job, batch_size, kept_bytes
+from llmc.planning import Job, kept_bytes
+from llmc.ram import GRADIENT_PASSES, gradient_batch, shares
 from llmc.sensitivity import kl_losses
 from llmc.sharing import LEAST, MOST, shared_out
 from llmc.structure import Progress, silent
 
-PASSES = 32
-"""Most passes back and forth that judge errors."""
 ROOM = 256
 """Bytes of a header that may not be known before."""
 TRIES = 5
@@ -49,15 +48,10 @@ class Survey:
         return sum(self.losses.values())
 
 
-def shares(job: Job) -> bool:
-    """Whether rates are to follow what errors cost."""
-    return any(getattr(stage.method, "rates", "equal") == "sensitivity" for stage in job.recipe.stages)
-
-
 def with_rates(job: Job, out: Path, *, fresh: bool, force: bool, progress: Progress | None) -> Job:
     """The job with the rates that its budget allows; raises UnsupportedError when the budget cannot be met."""
     budget = job.recipe.size
-    if not shares(job) and budget is None:
+    if not shares(job.recipe) and budget is None:
         return job
     mean = asked(job) if budget is None else _affordable(job, budget, kept_bytes(job))
     check_apart(out, job.checkpoint.folder)
@@ -65,7 +59,9 @@ def with_rates(job: Job, out: Path, *, fresh: bool, force: bool, progress: Progr
     survey = take_survey(_equal(job, mean), survey_of(out), fresh=fresh, progress=progress)
     if budget is not None:
         mean = _affordable(job, budget, survey.kept)
-    rates = shared_out(survey.losses, survey.rates, survey.weights, mean) if shares(job) else _equal(job, mean).rates
+    rates = (
+        shared_out(survey.losses, survey.rates, survey.weights, mean) if shares(job.recipe) else _equal(job, mean).rates
+    )
     return replace(job, rates=rates)
 
 
@@ -96,7 +92,7 @@ def _measured(job: Job, artifact: Artifact, written: Written, progress: Progress
     rows = {row["tensor"]: row for row in written.report if row["tensor"] in sharing(job)}
     targets = [job.specs[name].target for name in rows]
     losses = dict.fromkeys(rows, 1.0)
-    if written.calibration is not None and shares(job):
+    if written.calibration is not None and shares(job.recipe):
         recipe = job.recipe
         run = Execution(job, artifact, written.calibration, progress)
         read = run.reader({name: job.specs[name] for name in rows})
@@ -110,9 +106,8 @@ def _measured(job: Job, artifact: Artifact, written: Written, progress: Progress
 
 def _batches(job: Job, calibration: CalibrationSet) -> list[dict[str, Any]]:
     options = job.recipe.calibration
-    few = calibration.token_ids.shape[0] // PASSES
-    size = 1 if options is None else max(1, min(batch_size(options) // 4, few))
-    ids = calibration.token_ids[-PASSES * size :]
+    size = 1 if options is None else gradient_batch(options, calibration.token_ids.shape[0])
+    ids = calibration.token_ids[-GRADIENT_PASSES * size :]
     return model_inputs(job.checkpoint.model, ids, size, job.recipe.seed)
 
 

@@ -24,7 +24,8 @@ from llmc.coded_folder import folder_for
 from llmc.encoding import Stored, encode_together, notes_of, require_finite, store
 from llmc.errors import InputError, UsageError
 from llmc.formats.container import Container, Spec
-from llmc.planning import Job, activation_memory, batch_size, check_memory, fingerprint
+from llmc.planning import Job, check_memory, fingerprint
+from llmc.ram import activation_memory, batch_size
 from llmc.recipe import resolve_text, to_dict
 from llmc.safetensors_file import load_rows
 from llmc.structure import Context, InputPoint, Progress, silent
@@ -297,9 +298,9 @@ def execute(
     artifact = Artifact(out, job.files, mark, folder_for)
     artifact.open(fresh=fresh, force=force)
     try:
-        run = Execution(job, artifact, calibration, progress or silent)
         with single_threaded_torch():
-            written = run.run()
+            written = Execution(job, artifact, calibration, progress or silent).run()
+        give_back_freed_memory()  # what the walk held: whoever finishes may need as much
         return finish(artifact, written)
     except InputError:
         artifact.done.clear()  # the same input would fail again: nothing worth keeping

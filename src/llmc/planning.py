@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 
-from llmc.calibration.data import CalibrationOptions
 from llmc.checkpoint import Checkpoint
 from llmc.encoding import nonfinite
 from llmc.errors import MemoryLimitError, UnsupportedError, UsageError
@@ -19,15 +18,13 @@ from llmc.formats import CONTAINERS
 from llmc.formats.container import Container, Facts, Spec
 from llmc.layout import Shapes, WeightFiles, arrange, coded_files, nbytes
 from llmc.lossless_writing import at_most
+from llmc.ram import needs_statistics, peak_ram
 from llmc.recipe import Recipe, Stage
 from llmc.registry import suggest
 from llmc.sidecar import sidecar_bytes
 from llmc.skeleton import initializes_by_name
 from llmc.structure import Table, Target
 
-IMPORTS = 360 << 20  # resident after importing torch and transformers, measured
-WALKING = 64 << 20  # buffers of the matrix products, tokenizer and tokens
-TOKENS_PER_BATCH = 2048
 CODED_SHARE = 0.67  # of bfloat16 weights, coded without loss
 READ = (torch.bfloat16, torch.float16, torch.float32)
 
@@ -56,7 +53,7 @@ class Job:
 
     @property
     def needs_statistics(self) -> bool:
-        return any(stage.method.needs for stage in self.recipe.stages)
+        return needs_statistics(self.recipe)
 
     def folder_of(self, container: str) -> str:
         """Name of the folder a container writes to."""
@@ -154,7 +151,7 @@ def describe(job: Job) -> PlanResult:
         files=files,
         weight_bytes=sum(files.values()),
         other_bytes=sum(sidecar_bytes(job.checkpoint.folder, len(job.checkpoint.entries)) for _ in job.containers),
-        peak_ram_bytes=peak_ram(job),
+        peak_ram_bytes=_peak_ram(job),
         bits_per_weight=bits,
         runtimes={name: _after_export(name, says) for name, says in runtimes.items()} if entropy else runtimes,
         targets=len(specs),
@@ -184,64 +181,19 @@ def kept_bytes(job: Job) -> int:
     return int(sum(e.nbytes for e in entries) * (CODED_SHARE if coded else 1))
 
 
-def peak_ram(job: Job) -> int:
-    """Upper estimate of the resident size in bytes."""
-    checkpoint = job.checkpoint
-    largest = max((s.target.numel for s in job.specs.values()), default=0)
-    working = largest * 9 + (128 << 20)
-    if not job.needs_statistics:
-        return IMPORTS + working
-    return IMPORTS + working + _walk_ram(job, checkpoint)
+def _peak_ram(job: Job) -> int:
+    return peak_ram(job.recipe, job.checkpoint, [spec.target for spec in job.specs.values()])
 
 
 def check_memory(job: Job) -> None:
     """Raise MemoryLimitError when the estimate exceeds the recipe's `max_memory`."""
-    limit, need = job.recipe.max_memory, peak_ram(job)
+    limit, need = job.recipe.max_memory, _peak_ram(job)
     if limit is not None and need > limit:
         raise MemoryLimitError(
             f"about {need} bytes of RAM needed, --max-memory allows {limit}",
             where=job.checkpoint.folder.name,
             fix="raise it, or use fewer or shorter samples, or --method rtn",
         )
-
-
-def batch_size(options: CalibrationOptions) -> int:
-    """Sequences in one forward pass; never depends on the machine."""
-    return max(1, TOKENS_PER_BATCH // options.sequence_length)
-
-
-def activation_memory(recipe: Recipe) -> int:
-    """Bytes of waiting activations kept in RAM; more go to disk."""
-    return (recipe.max_memory or (16 << 30)) // 4
-
-
-def _walk_ram(job: Job, checkpoint: Checkpoint) -> int:
-    options = job.recipe.calibration
-    if options is None:
-        return 0
-    width = torch.float32.itemsize
-    skeleton = checkpoint.skeleton
-    sizes: dict[str | None, int] = defaultdict(int)
-    for name, parameter in checkpoint.model.named_parameters():
-        sizes[skeleton.block_of(name)] += parameter.numel()
-    block = max(size for path, size in sizes.items() if path is not None)
-    head = checkpoint.model.get_output_embeddings()
-    unused = 0 if head is None or _tied_heads(checkpoint) else head.weight.numel()  # the walk ends before the head
-    points: dict[str | None, set[tuple[Any, ...]]] = defaultdict(set)
-    for spec in job.specs.values():
-        target = spec.target
-        points[target.block].add((target.fuse or target.name, target.shape[1]))
-    hessians = max(sum(columns**2 for _, columns in inputs) for inputs in points.values())
-    widest = max(s.target.shape[1] for s in job.specs.values())
-    largest = max(s.target.numel for s in job.specs.values())
-    hidden = checkpoint.model.get_input_embeddings().weight.shape[1]
-    tokens = options.num_samples * options.sequence_length
-    waiting = min(tokens * hidden * width, activation_memory(job.recipe))
-    wide = sum({s.target.shape[0] for s in job.specs.values()}) + widest
-    per_pass = min(tokens, batch_size(options) * options.sequence_length) * 2 * wide * width
-    # Strips of the sums and of one batch are half of the squares; one whole Hessian and its factor; a few of a matrix.
-    solving = hessians * width + widest**2 * 2 * width + largest * 4 * width
-    return (block + sizes[None] - unused) * width + solving + 2 * waiting + 2 * per_pass + WALKING
 
 
 def _choose(
@@ -340,7 +292,7 @@ def model_facts(checkpoint: Checkpoint, specs: dict[str, Spec]) -> Facts:
                 continue
             if not isinstance(module, torch.nn.Embedding):
                 raw |= {name.removesuffix(".weight"), group.name.removesuffix(".weight")}
-    raw |= _tied_heads(checkpoint)
+    raw |= checkpoint.skeleton.tied_heads
     fused: dict[str, list[str]] = defaultdict(list)
     for target in checkpoint.targets:
         if target.fuse:
@@ -349,13 +301,6 @@ def model_facts(checkpoint: Checkpoint, specs: dict[str, Spec]) -> Facts:
     moe = any(s.target.kind == "expert" for s in specs.values())
     keep = tuple(sorted(getattr(checkpoint.model, "_keep_in_fp32_modules", None) or ()))
     return Facts(checkpoint.dtype, tuple(sorted(raw)), groups, moe, initializes_by_name(checkpoint.model), keep)
-
-
-def _tied_heads(checkpoint: Checkpoint) -> set[str]:
-    """Linear modules that have no tensor of their own on disk because they share an embedding's."""
-    modules = checkpoint.skeleton.modules
-    shared = {k.rpartition(".")[0] for k in checkpoint.skeleton.ties}
-    return {path for path in shared if isinstance(modules.get(path), torch.nn.Linear)}
 
 
 def weight_files(checkpoint: Checkpoint, container: Container, specs: dict[str, Spec]) -> WeightFiles:

@@ -82,6 +82,12 @@ class Skeleton:
         """Path of the block that a module or parameter path lies in."""
         return next((b for b in self.blocks if key.startswith(b + ".")), None)
 
+    @property
+    def tied_heads(self) -> set[str]:
+        """Paths of linear modules that have no tensor of their own on disk because they share an embedding's."""
+        shared = {key.rpartition(".")[0] for key in self.ties}
+        return {path for path in shared if isinstance(self.modules.get(path), nn.Linear)}
+
     def untie(self, keys: Sequence[str]) -> None:
         """Take parameters out of their tie."""
         for key in keys:
