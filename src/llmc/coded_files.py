@@ -26,6 +26,7 @@ SINGLE = "model.llmc.safetensors"
 INDEX = "model.llmc.safetensors.index.json"
 HEAD_BYTES = 512  # enough for nearly all heads
 SMALL = 1 << 23  # stored bytes; of less, threads have too little to share
+BESIDE = 4  # small tensors at a time
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -115,15 +116,16 @@ class CodedTensors:
     def tensors(self, names: Iterable[str] | None = None, *, threads: int = 1) -> Iterator[tuple[str, torch.Tensor]]:
         """Names and tensors in the order of the files, the next ones being read and decoded while one is used.
 
-        Small tensors are decoded by one thread each, many at a time; large ones by all threads.
+        Small tensors are decoded side by side, large ones one after the other by all threads.
         """
+        beside = min(threads, BESIDE)
 
         def work(name: str) -> tuple[torch.Tensor, bool]:
             stored = self._stored(name)
             small = stored.numel() < SMALL
-            return (self.decode(name, stored) if small else stored), small
+            return (self.decode(name, stored, threads=threads // beside) if small else stored), small
 
-        for name, (tensor, decoded) in overlapped(work, self.entries if names is None else names, threads):
+        for name, (tensor, decoded) in overlapped(work, self.entries if names is None else names, beside):
             yield name, tensor if decoded else self.decode(name, tensor, threads=threads)
 
     def _stored(self, name: str) -> torch.Tensor:

@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 import torch
 
 from llmc.calibration.statistics import Hessian
-from llmc.compressors.feedback import Problem, Slab, exact, prepare, relative_error
+from llmc.compressors.feedback import Problem, Slab, prepare, relative_error
 from llmc.compressors.options import check_options, option
 from llmc.compressors.parallel import ordered_map
 from llmc.errors import UsageError
@@ -82,6 +82,7 @@ class Trellis:
 
         Notes `relative_error` = tr(E H E^T) / tr(W H W^T), E = W - dequantized, and what `feedback.prepare` notes.
         """
+        context = replace(context, compute_dtype=torch.float32)  # that of the search
         hessian: Hessian | None = stats.get("hessian")
         if hessian is None or hessian.tokens == 0:
             context.note("uncalibrated", True)
@@ -129,7 +130,7 @@ class Search:
 
     def __init__(self, method: Trellis, weight: torch.Tensor, problem: Problem, context: Context) -> None:
         self.method, self.problem, self.context, self.dtype = method, problem, context, weight.dtype
-        W = weight.to(context.device, exact(context), copy=True)
+        W = weight.to(context.device, torch.float32, copy=True)
         W[:, problem.dead] = 0
         code = _step_codes(problem.cost, method.column_steps)
         grid = FittedTrellis(method.states, bits_per_weight=method.bits_per_weight, step=1.0, step_code=code)
