@@ -1,10 +1,13 @@
-"""For all tests: nothing is kept outside their own folders."""
+"""For all tests: nothing is kept outside their own folders, and Ctrl-C reaches the programs that they start."""
 
 from __future__ import annotations
 
 import os
+import signal
 
 import pytest
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it, and so would theirs
 
 
 @pytest.fixture(autouse=True, scope="session")
