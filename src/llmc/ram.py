@@ -54,8 +54,8 @@ def peak_ram(recipe: Recipe, checkpoint: Checkpoint, targets: Sequence[Target]) 
     options = recipe.calibration
     if options is None or not needs_statistics(recipe):
         return IMPORTS + working
-    walk = working + _walk(recipe, options, checkpoint, targets)
-    return IMPORTS + max(walk, _gradients(options, checkpoint, targets) if shares(recipe) else 0)
+    walk = _walk(recipe, options, checkpoint, targets)
+    return IMPORTS + working + max(walk, _gradients(options, checkpoint, targets) if shares(recipe) else 0)
 
 
 def _walk(recipe: Recipe, options: CalibrationOptions, checkpoint: Checkpoint, targets: Sequence[Target]) -> int:
