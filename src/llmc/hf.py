@@ -196,7 +196,7 @@ class Decode(ConversionOps):
         head = coded_head.parse_head(data)
         tensors = self.quantizer.tensors
         if head.kind != coded_head.SAME:
-            return coded_tensor.decode(data, threads=cores())
+            return coded_tensor.decode(data, head, threads=cores())
         if tensors is not None:
             return tensors.load(coded_tensor.same_as(data), threads=cores())
         raise CheckpointError("a tensor that repeats one of another file", fix="load the whole folder")

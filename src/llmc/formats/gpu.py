@@ -145,7 +145,7 @@ def run_trellis(stream: Any, shape: tuple[int, int], dtype: torch.dtype, device:
     out = torch.empty(shape, dtype=dtype, device=device)
     damaged = trellis_triton.decode(
         **_sent(arrays, torch.device(device)),
-        frequencies=torch.tensor(about["tables"]),
+        frequencies=about["tables"],
         out=out,
         machine=tuple(about["machine"]),
         lanes=about["lanes"],

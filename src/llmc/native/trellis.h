@@ -27,6 +27,8 @@ struct Machine {
     unsigned flip_of(std::size_t state) const {
         return static_cast<unsigned>(__builtin_parity(static_cast<std::uint32_t>(state) & flip));
     }
+    // 2 * parity + level mod 2 of the levels that take a branch.
+    unsigned class_of(std::size_t state, unsigned branch) const { return 2 * parity_of(state) + (branch ^ flip_of(state)); }
 };
 
 // What levels cost, as squared error / step^2, by the integer part of |level + parity / 2|; beyond, it grows by `slope`.

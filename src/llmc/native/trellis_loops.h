@@ -153,7 +153,7 @@ struct Wiring {
             for (unsigned u = 0; u < 2; ++u)
                 for (std::size_t i = 0; i < kBeside; ++i)
                     of[s / (States / 2)][u][s % (States / 2) / 4][4 * i + s % 4] =
-                        static_cast<std::int32_t>(2 * machine.parity_of(s) + (u ^ machine.flip_of(s)));
+                        static_cast<std::int32_t>(machine.class_of(s, u));
     }
 };
 
@@ -208,7 +208,7 @@ inline std::size_t forward_few(const Machine& machine, std::size_t n, const floa
             for (std::size_t half = 0; half < 2; ++half) {
                 const std::size_t from = states == 1 ? 0 : to / 2 + half * states / 2;
                 const unsigned u = states == 1 ? static_cast<unsigned>(half) : static_cast<unsigned>(to & 1);
-                const float total = cost[from] + by_class[2 * machine.parity_of(from) + (u ^ machine.flip_of(from))];
+                const float total = cost[from] + by_class[machine.class_of(from, u)];
                 if (half == 0 || total < best) best = total;
                 else continue;
                 if (half == 1) taken[r] = static_cast<std::uint8_t>(taken[r] | 1u << to);
@@ -225,7 +225,7 @@ inline std::array<std::uint8_t, 2 << kMaxTrellisBits> branch_classes(const Machi
     std::array<std::uint8_t, 2 << kMaxTrellisBits> out{};
     for (std::size_t s = 0; s < machine.states(); ++s)
         for (unsigned u = 0; u < 2; ++u)
-            out[2 * s + u] = static_cast<std::uint8_t>(2 * machine.parity_of(s) + (u ^ machine.flip_of(s)));
+            out[2 * s + u] = static_cast<std::uint8_t>(machine.class_of(s, u));
     return out;
 }
 

@@ -1,16 +1,9 @@
-"""What the GPU decoders share: words of a stream, and numbers of 16 bits from their coded field and their raw bits."""
+"""What the GPU decoders share: numbers of 16 bits from their coded field and their raw bits."""
 
 from __future__ import annotations
 
 import triton
 import triton.language as tl
-
-
-@triton.jit
-def word_at(data, inside):
-    """Sixteen bits at any address."""
-    low = tl.load(data, mask=inside, other=0).to(tl.uint32)
-    return low | (tl.load(data + 1, mask=inside, other=0).to(tl.uint32) << 8)
 
 
 @triton.jit

@@ -9,7 +9,8 @@ import torch
 import triton
 import triton.language as tl
 
-from .numbers_triton import raw_bits, rotated, word_at
+from .numbers_triton import raw_bits, rotated
+from .streams_triton import left_over, opened, refilled, signed_word_at
 
 
 @triton.jit
@@ -29,7 +30,7 @@ def _value(symbol, escapes, rank, escaped, base, WIDTH: tl.constexpr):
     if WIDTH == 1:
         read = tl.load(escapes + rank, mask=escaped, other=0).to(tl.int32)
     else:
-        read = word_at(escapes + 2 * rank, escaped).to(tl.uint16).to(tl.int16, bitcast=True).to(tl.int32)
+        read = signed_word_at(escapes + 2 * rank, escaped)
     return tl.where(escaped, read, known)
 
 
@@ -41,14 +42,9 @@ def _chunk(
 ):  # fmt: skip
     chunk = tl.program_id(0).to(tl.int64)
     lane = tl.arange(0, LANES)
-    states = stream + tl.load(entries + 3 * chunk)
-    many = tl.load(entries + 3 * chunk + 1).to(tl.int32)
-    escapes_left = tl.load(entries + 3 * chunk + 2).to(tl.int32)
-    words = states + 4 * LANES
-    escapes = words + 2 * many
+    x, words, many, escapes, escapes_left = opened(stream, entries, chunk, lane, LANES)
     begin = chunk * chunk_symbols
     size = tl.minimum(n - begin, chunk_symbols).to(tl.int32)
-    x = word_at(states + 4 * lane, lane < LANES) | (word_at(states + 4 * lane + 2, lane < LANES) << 16)
     wrong = tl.sum((x < 65536).to(tl.int32), 0)
     word = tl.zeros((), tl.int32)
     escape = tl.zeros((), tl.int32)
@@ -58,24 +54,14 @@ def _chunk(
         rest = raw_bits(raw, raw_bytes, begin, i, live, RAW) if RAW else lane  # asked for early: it is far away
         symbol, q, place = _look_up(slots, pairs, x & ((1 << BITS) - 1), PACKED)
         x = tl.where(live, q * (x >> BITS) + place, x)
-        due = live & (x < 65536)
-        flags = due.to(tl.int32)
         escaped = live & (symbol >= first_escape) if ESCAPES else live & (lane < 0)
-        if ESCAPES:
-            flags += escaped.to(tl.int32) << 16  # one running count of both
-        counts = tl.cumsum(flags, 0)
-        rank = word + (counts & 0xFFFF) - 1
-        x = tl.where(due, (x << 16) | word_at(words + 2 * rank, due & (rank < many)), x)
-        nth = escape + (counts >> 16) - 1
+        x, nth, word, escape = refilled(x, live, escaped, words, many, word, escape, ESCAPES)
         value = _value(symbol, escapes, nth, escaped & (nth < escapes_left), base, WIDTH)
         if RAW:
             tl.store(out + begin + i, rotated(value, rest, RAW), mask=live)
         else:
             tl.store(out + begin + i, value.to(out.dtype.element_ty), mask=live)
-        total = tl.sum(flags, 0)
-        word += total & 0xFFFF
-        escape += total >> 16
-    wrong += tl.sum((x != 65536).to(tl.int32), 0) + (word != many).to(tl.int32) + (escape != escapes_left).to(tl.int32)
+    wrong += left_over(x, word, many, escape, escapes_left)
     tl.store(damaged + chunk, wrong)
 
 

@@ -9,7 +9,8 @@ import torch
 import triton
 import triton.language as tl
 
-from .numbers_triton import word_at
+from .rans_triton import tables
+from .streams_triton import left_over, opened, refilled, signed_word_at
 
 FIRST_ESCAPE, BITS = 254, 12
 
@@ -25,8 +26,7 @@ def _odd(bits):
 @triton.jit
 def _level(symbol, base, escapes, escaped):
     """Levels, those that are escapes read, and where these break a rule."""
-    read = word_at(escapes, escaped).to(tl.uint16).to(tl.int16, bitcast=True).to(tl.int32)
-    level = tl.where(escaped, read, base + symbol)
+    level = tl.where(escaped, signed_word_at(escapes, escaped), base + symbol)
     beyond = (level < -16384) | (level > 16383) | (((level ^ symbol) & 1) != 0)
     return level, escaped & beyond
 
@@ -60,12 +60,7 @@ def _tile(
     high = tl.minimum(rows - top, height)
     right = tl.minimum(columns, left + width)
     lane = tl.arange(0, LANES)
-    states = stream + tl.load(entries + 3 * chunk)
-    many = tl.load(entries + 3 * chunk + 1).to(tl.int32)
-    escapes_left = tl.load(entries + 3 * chunk + 2).to(tl.int32)
-    words = states + 4 * LANES
-    escapes = words + 2 * many
-    x = word_at(states + 4 * lane, lane < LANES) | (word_at(states + 4 * lane + 2, lane < LANES) << 16)
+    x, words, many, escapes, escapes_left = opened(stream, entries, chunk, lane, LANES)
     wrong = tl.sum((x < 65536).to(tl.int32), 0)
     word, escape = tl.zeros((), tl.int32), tl.zeros((), tl.int32)
     for first in range(left, right, LANES):
@@ -82,40 +77,20 @@ def _tile(
             entry = tl.load(slots + at, mask=live, other=0).to(tl.uint32, bitcast=True)
             symbol = (entry >> 24).to(tl.int32)
             x = tl.where(live, (((entry >> 12) & 0xFFF) + 1) * (x >> BITS) + (entry & 0xFFF), x)
-            due = live & (x < 65536)
             escaped = live & (symbol >= ESCAPE)
-            flags = due.to(tl.int32) + (escaped.to(tl.int32) << 16)  # one running count of both
-            counts = tl.cumsum(flags, 0)
-            rank = word + (counts & 0xFFFF) - 1
-            x = tl.where(due, (x << 16) | word_at(words + 2 * rank, due & (rank < many)), x)
-            nth = escape + (counts >> 16) - 1
+            x, nth, word, escape = refilled(x, live, escaped, words, many, word, escape, True)
             level, beyond = _level(symbol, base, escapes + 2 * nth, escaped & (nth < escapes_left))
             wrong += tl.sum(beyond.to(tl.int32), 0)
             state = ((state << 1) | ((symbol & 1) ^ _odd(state & flip_mask))) & (STATES - 1)
             _store(out + row * columns + column, 2 * level + parity, step, shifts, live, CODES, BRAIN)
-            total = tl.sum(flags, 0)
-            word += total & 0xFFFF
-            escape += total >> 16
-    wrong += tl.sum((x != 65536).to(tl.int32), 0) + (word != many).to(tl.int32) + (escape != escapes_left).to(tl.int32)
+    wrong += left_over(x, word, many, escape, escapes_left)
     tl.store(damaged + chunk, wrong)
-
-
-def packed_slots(frequencies: torch.Tensor) -> torch.Tensor:
-    """Symbol, frequency - 1 and place in its interval, in 8, 12 and 12 bits, of all slots: int32 [tables * 4096].
-
-    Args:
-        frequencies: int64 [tables, 256], each table's sum is 4096.
-    """
-    start = frequencies.cumsum(1) - frequencies
-    pairs = torch.repeat_interleave(torch.arange(frequencies.numel()), frequencies.view(-1))
-    place = torch.arange(pairs.numel()) % (1 << BITS) - start.view(-1)[pairs]
-    return (pairs % 256 << 24 | (frequencies.view(-1)[pairs] - 1) << 12 | place).to(torch.int32)
 
 
 def decode(
     stream: torch.Tensor,
     entries: torch.Tensor,
-    frequencies: torch.Tensor,
+    frequencies: list[list[int]],
     order: torch.Tensor,
     row_class: torch.Tensor,
     column_class: torch.Tensor,
@@ -135,7 +110,7 @@ def decode(
     Args:
         stream: uint8, the whole stream.
         entries: [chunks, 3] int64: offset of a chunk in the stream, its words, its escapes. They must lie inside.
-        frequencies: int64 [tables, 256] on the CPU, each table's sum is 4096.
+        frequencies: [tables][256], each table's sum is 4096.
         order: int32 [rows], rows as the trellis visits them.
         row_class, column_class: int32, their sum names a pair of tables.
         steps: float32 [columns]; shifts: float32 [32], in steps.
@@ -147,11 +122,12 @@ def decode(
     """
     bits, parity, flip = machine
     rows, columns = out.shape
+    slots = torch.cat([tables(own, BITS)[0] for own in frequencies])
     damaged = torch.zeros(entries.shape[0], dtype=torch.int32, device=out.device)
     pair = (1 << BITS) * (1 if bits == 0 else 2)
     brain = out.dtype == torch.bfloat16
     _tile[(entries.shape[0],)](
-        stream, entries, packed_slots(frequencies).to(out.device), order, row_class * pair, column_class * pair,
+        stream, entries, slots.to(out.device), order, row_class * pair, column_class * pair,
         steps, shifts, out.view(torch.int16) if brain else out, damaged,
         rows, columns, height, width, segment, base, parity, flip,
         LANES=lanes, STATES=1 << bits, BITS=BITS, ESCAPE=FIRST_ESCAPE, CODES=out.dtype == torch.int16, BRAIN=brain,
