@@ -42,7 +42,7 @@ def _chunk(
 ):  # fmt: skip
     chunk = tl.program_id(0).to(tl.int64)
     lane = tl.arange(0, LANES)
-    x, words, many, escapes, escapes_left = opened(stream, entries, chunk, lane, LANES)
+    x, words, many, escapes, escapes_left = opened(stream, entries, chunk, lane, LANES)  # pyright: ignore[reportGeneralTypeIssues]
     begin = chunk * chunk_symbols
     size = tl.minimum(n - begin, chunk_symbols).to(tl.int32)
     wrong = tl.sum((x < 65536).to(tl.int32), 0)

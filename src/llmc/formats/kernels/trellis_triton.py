@@ -60,7 +60,7 @@ def _tile(
     high = tl.minimum(rows - top, height)
     right = tl.minimum(columns, left + width)
     lane = tl.arange(0, LANES)
-    x, words, many, escapes, escapes_left = opened(stream, entries, chunk, lane, LANES)
+    x, words, many, escapes, escapes_left = opened(stream, entries, chunk, lane, LANES)  # pyright: ignore[reportGeneralTypeIssues]
     wrong = tl.sum((x < 65536).to(tl.int32), 0)
     word, escape = tl.zeros((), tl.int32), tl.zeros((), tl.int32)
     for first in range(left, right, LANES):
