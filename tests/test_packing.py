@@ -75,6 +75,14 @@ def test_pack_takes_codes_at_any_offset() -> None:
     assert torch.equal(pack_rows(codes[1:].view(1, 16), 4), pack_rows(codes[1:].clone().view(1, 16), 4))
 
 
+@pytest.mark.parametrize("rows", [1, 2])
+def test_unpack_takes_a_column_of_words(rows: int) -> None:
+    codes = torch.arange(8 * rows, dtype=torch.uint8).view(rows, 8) % 16
+    column = pack_rows(codes, 4).t().contiguous().t()
+    assert torch.equal(unpack_rows(column, 4, 8), codes)
+    assert torch.equal(unpack_rows(pack_rows(codes, 4).repeat(1, 2)[:, ::2], 4, 8), codes)
+
+
 def test_unpack_takes_strided_words() -> None:
     codes = random_codes(6, 40, 3)
     strided = pack_rows(codes, 3).t().contiguous().t()

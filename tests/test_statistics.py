@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llmc.calibration.statistics import STATISTICS, STRIP, Hessian
+from llmc.calibration.statistics import NARROW, STATISTICS, Hessian
 
 
 def tokens(count: int, features: int, seed: int = 0) -> torch.Tensor:
@@ -30,7 +30,7 @@ def close(H: torch.Tensor, oracle: torch.Tensor) -> None:
     assert float(((H.double() - oracle) / torch.outer(d, d)).abs().max()) < 2e-6
 
 
-@pytest.mark.parametrize("features", [1, 5, STRIP, STRIP + 1, 3 * STRIP - 7])
+@pytest.mark.parametrize("features", [1, 5, 64, 65, 761, NARROW, NARROW + 1, 1273])
 def test_mean_is_the_float64_mean(features: int) -> None:
     x = tokens(700, features)
     H = Hessian(features)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import MethodType
 from typing import Any
 
 import pytest
@@ -14,31 +16,48 @@ from llmc.checkpoint import Checkpoint
 from llmc.structure import InputPoint
 from llmc.walk import Walk
 
+Change = Callable[[Any], None]
 
-def hessians(folder: Path, ids: torch.Tensor, **options: Any) -> dict[InputPoint, torch.Tensor]:
+
+def original(name: str) -> None:
+    """No other values than the file's."""
+
+
+def hessians(
+    folder: Path, ids: torch.Tensor, change: Change = lambda model: None, halved: Sequence[str] = (), **options: Any
+) -> dict[InputPoint, torch.Tensor]:
+    """What the walk finds; layers whose names are in `halved` get half their weights once they were seen."""
     checkpoint = Checkpoint(folder)
+    change(checkpoint.model)
     batches = model_inputs(checkpoint.model, ids, 2, seed=0)
     out: dict[InputPoint, torch.Tensor] = {}
     points: dict[str, list[InputPoint]] = {}
     for target in checkpoint.targets:
         if target.point is not None:
             points.setdefault(target.block or target.point.module, []).append(target.point)
+
+    def half(name: str) -> torch.Tensor | None:
+        return checkpoint.tensor(name) / 2 if any(part in name for part in halved) else None
+
     heads = [p for p in points if p not in checkpoint.skeleton.blocks]
     with Walk(checkpoint, batches, doors=heads, **options) as walk:
-        for path in walk.blocks(lambda path: lambda name: None, lambda path: False):
-            stats = walk.observe(path, sorted(set(points[path]), key=str))
-            out |= {point: stat.mean() for point, stat in stats.items()}
+        for path in walk.blocks(lambda path: original):
+            for stats in walk.observe(path, sorted(set(points[path]), key=str)):
+                assert not out.keys() & stats.keys()
+                out |= {point: stat.mean() for point, stat in stats.items()}
+                walk.refill({p.module for p in stats}, half)
     assert all(p.device.type == "meta" for p in checkpoint.model.parameters()), "weights stayed in memory"
     return out
 
 
-def oracle(folder: Path, ids: torch.Tensor) -> dict[InputPoint, torch.Tensor]:
+def oracle(folder: Path, ids: torch.Tensor, change: Change = lambda model: None) -> dict[InputPoint, torch.Tensor]:
     """Float64 means of x x^T from hooks on the whole model, experts by their routing."""
     import transformers
 
     config: Any = transformers.AutoConfig.from_pretrained(folder)
     kind = getattr(transformers, config.architectures[0])
     model = kind.from_pretrained(folder, dtype=torch.float32, experts_implementation="eager").eval()
+    change(model)
     seen: dict[InputPoint, list[torch.Tensor]] = {}
 
     def keep(point: InputPoint, x: torch.Tensor) -> None:
@@ -77,10 +96,62 @@ def test_every_target_sees_its_own_inputs(name: str, tmp_path: Path) -> None:
     checkpoint = Checkpoint(folder)
     wanted = {t.point for t in checkpoint.targets if t.point is not None}
     assert set(found) == {p for p in wanted if p in expected}
+    same(found, expected)
+
+
+def same(found: dict[InputPoint, torch.Tensor], expected: dict[InputPoint, torch.Tensor]) -> None:
     for point, hessian in found.items():
         reference = expected[point]
         scale = reference.diagonal().mean()
         assert torch.allclose(hessian.double(), reference, rtol=1e-4, atol=float(scale) * 1e-4), point
+
+
+@pytest.mark.parametrize("options", [{}, {"workers": 2}, {"memory": 0}])
+@pytest.mark.parametrize("name", ["llama", "phi", "qwen3-moe", "t5", "whisper"])
+def test_inputs_have_come_through_layers_as_they_will_be(name: str, options: dict[str, Any], tmp_path: Path) -> None:
+    """Some layers are halved when they were seen: what others see is what they see in a model where these are half."""
+    folder = tiny_models.build(name, tmp_path / "m")
+    halved = ("q_proj", "v_proj", "gate_proj", "up_proj", "fc1", "SelfAttention.v", "wi")
+
+    def change(model: Any) -> None:
+        with torch.no_grad():
+            for path, parameter in model.named_parameters():
+                if any(part in path for part in halved):
+                    parameter.div_(2)
+
+    found = hessians(folder, token_ids(), halved=halved, **options)
+    same(found, oracle(folder, token_ids(), change))
+
+
+def twice(self: Any, x: torch.Tensor) -> torch.Tensor:
+    """An MLP whose last layer is run twice."""
+    inner = self.act_fn(self.gate_proj(x)) * self.up_proj(x)
+    return self.down_proj(inner) + self.down_proj(inner / 3)
+
+
+def seldom(self: Any, x: torch.Tensor) -> torch.Tensor:
+    """An MLP some of whose layers are run for some batches only."""
+    inner = self.act_fn(self.gate_proj(x))
+    if x[0, 0, 0] > 0:
+        inner = inner * self.up_proj(x + 1)
+    return self.down_proj(inner)
+
+
+@pytest.mark.parametrize("options", [{}, {"workers": 2}, {"memory": 0}])
+@pytest.mark.parametrize("forward", [twice, seldom])
+def test_blocks_that_are_not_a_plain_row_of_layers(forward: Any, options: dict[str, Any], tmp_path: Path) -> None:
+    folder = tiny_models.build("llama", tmp_path / "m")
+
+    def change(model: Any) -> None:
+        for path, module in model.named_modules():
+            if path.endswith("mlp"):
+                module.forward = MethodType(forward, module)
+
+    for shift in range(3):  # so that batches differ in which of them comes first
+        ids = token_ids().roll(shift, 0)
+        found, expected = hessians(folder, ids, change, **options), oracle(folder, ids, change)
+        assert found.keys() == {p for p in expected if p.module != "lm_head"}
+        same(found, expected)
 
 
 def test_layers_with_one_input_share_one_hessian(tmp_path: Path) -> None:
@@ -90,16 +161,15 @@ def test_layers_with_one_input_share_one_hessian(tmp_path: Path) -> None:
     leaves = ["q_proj", "k_proj", "v_proj", "o_proj"]
     points = [InputPoint(f"model.layers.0.self_attn.{leaf}") for leaf in leaves]
     with Walk(checkpoint, batches) as walk:
-        for path in walk.blocks(lambda path: lambda name: None, lambda path: False):
-            stats = walk.observe(path, points) if path.endswith(".0") else {}
-            if stats:
-                q, k, v, o = (stats[p] for p in points)
+        for path in walk.blocks(lambda path: original):
+            if path.endswith(".0"):
+                (q, k, v), (o,) = (stats.values() for stats in walk.observe(path, points))
                 assert q is k and k is v and o is not q
 
 
 @pytest.mark.parametrize("options", [{"workers": 2}, {"workers": 3}, {"workers": 2, "memory": 0}])
 @pytest.mark.parametrize("name", ["llama", "t5", "qwen3-moe"])
-def test_result_does_not_depend_on_threads_or_spilling(name: str, options: dict[str, int], tmp_path: Path) -> None:
+def test_result_does_not_depend_on_threads_or_spilling(name: str, options: dict[str, Any], tmp_path: Path) -> None:
     folder = tiny_models.build(name, tmp_path / "m")
     one = hessians(folder, token_ids(), workers=1)
     other = hessians(folder, token_ids(), **options)
@@ -112,4 +182,4 @@ def test_a_failing_forward_is_reported_and_stops_the_others(tmp_path: Path) -> N
     checkpoint = Checkpoint(folder)
     bad = [{"input_ids": torch.full((1, 4), 3)}, {"input_ids": torch.full((1, 4), tiny_models.VOCABULARY)}]
     with pytest.raises(IndexError), Walk(checkpoint, bad, workers=2) as walk:
-        list(walk.blocks(lambda path: lambda name: None, lambda path: False))
+        list(walk.blocks(lambda path: original))

@@ -31,15 +31,15 @@ class ActivationStore:
 
     def put(self, index: int, arguments: Any) -> dict[Path, torch.UntypedStorage] | int:
         """Take in what a forward pass waits with; returns a receipt for `take`."""
-        storages = {s.data_ptr(): s for t in _activations(arguments) if (s := t.untyped_storage()).nbytes()}
-        size = sum(s.nbytes() for s in storages.values())
+        storages = _storages(arguments)
+        size = sum(s.nbytes() for s in storages)
         with self._lock:
             if self.used + size <= self.memory:
                 self.used += size
                 return size
             folder = self._place()
             self.spilled += size
-        files = {folder / f"{index}-{i}.bin": s for i, s in enumerate(storages.values())}
+        files = {folder / f"{index}-{i}.bin": s for i, s in enumerate(storages)}
         for path, storage in files.items():
             _bytes(storage).clone().numpy().tofile(path)  # torch will not resize what numpy has seen
             storage.resize_(0)
@@ -67,6 +67,22 @@ class ActivationStore:
                 self._folder.mkdir(parents=True, exist_ok=True)
             self._temporary = tempfile.TemporaryDirectory(prefix="activations-", dir=self._folder)
         return Path(self._temporary.name)
+
+
+def activation_bytes(arguments: Any) -> int:
+    """Bytes of the hidden states among the arguments of a block."""
+    return sum(s.nbytes() for s in _storages(arguments))
+
+
+def held_within(hidden: int, widest: int) -> int:
+    """Bytes that a pass holds which waits in the middle of a block, about: hidden states (that came in, with what was
+    added to them, normalised) and the input of a matrix."""
+    return 3 * hidden + widest
+
+
+def _storages(arguments: Any) -> list[torch.UntypedStorage]:
+    found = {s.data_ptr(): s for t in _activations(arguments) if (s := t.untyped_storage()).nbytes()}
+    return list(found.values())
 
 
 def _bytes(storage: torch.UntypedStorage) -> torch.Tensor:

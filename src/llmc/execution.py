@@ -151,7 +151,7 @@ class Execution:
             memory=activation_memory(recipe),
             folder=self.artifact.partial / "activations",
         ) as walk:
-            for path in walk.blocks(self._replaced, lambda p: self._keeps_original(blocks.get(p, []))):
+            for path in walk.blocks(self._replaced):
                 specs = blocks.get(path, [])
                 if specs:
                     self._unit(path, partial(self._calibrated, walk, path, specs))
@@ -160,18 +160,18 @@ class Execution:
                 self._unit(path, partial(self._encode, blocks[path], {}))
 
     def _calibrated(self, walk: Walk, path: str, specs: Sequence[Spec]) -> list[Stored]:
-        """Compress a loaded block, stage by stage, with statistics of what reaches it then."""
-        out: list[Stored] = []
-        for stage in sorted({self.job.stage_of[s.target.tensor] for s in specs}):
-            mine = [s for s in specs if self.job.stage_of[s.target.tensor] == stage]
-            stats = None
-            if self.job.recipe.stages[stage].method.needs:
-                if out:  # an earlier stage changed the block
-                    walk.refill(path, self._replaced_among(specs, out))
-                points = sorted({s.target.point for s in mine if s.target.point is not None}, key=str)
-                stats = walk.observe(path, points)
-            out += self._encode(mine, stats)
-        return out
+        """Compress a loaded block: what needs no statistics, the rest as batches get to it, then what none got to."""
+        left = [s for s in specs if self.job.method_of(s.target.tensor).needs]
+        out = self._encode([s for s in specs if not self.job.method_of(s.target.tensor).needs], None)
+        shown = [] if self._keeps_original(specs) else specs
+        points = sorted({s.target.point for s in left if s.target.point is not None}, key=str)
+        if out and points:
+            walk.refill({path}, self._replaced_among(shown, out))
+        for stats in walk.observe(path, points):
+            out += self._encode([s for s in left if s.target.point in stats], stats)
+            left = [s for s in left if s.target.point not in stats]
+            walk.refill({p.module for p in stats}, self._replaced_among(shown, out))
+        return out + self._encode(left, {})
 
     def _encode(self, specs: Sequence[Spec], stats: dict[InputPoint, Any] | None) -> list[Stored]:
         """Compress and write Targets; those that share a Hessian, a stage and a grid in one call."""
@@ -196,7 +196,7 @@ class Execution:
         yield from groups.values()
 
     def _compress(self, specs: Sequence[Spec], stats: dict[InputPoint, Any] | None) -> list[tuple[Any, ...]]:
-        method = self.job.recipe.stages[self.job.stage_of[specs[0].target.tensor]].method
+        method = self.job.method_of(specs[0].target.tensor)
         dtypes = getattr(specs[0].grid, "scale_dtypes", ("float32",))
         rates = tuple(self.job.rates[s.target.tensor] for s in specs if s.target.tensor in self.job.rates)
         context = Context(self.dtype, self.job.recipe.device, self.workers, scale_dtypes=dtypes, rates=rates)
@@ -222,7 +222,7 @@ class Execution:
         return out
 
     def _keeps_original(self, specs: Sequence[Spec]) -> bool:
-        methods = [self.job.recipe.stages[self.job.stage_of[s.target.tensor]].method for s in specs]
+        methods = [self.job.method_of(s.target.tensor) for s in specs]
         return any(getattr(m, "propagate", "quantized") == "original" for m in methods)
 
     def _replaced(self, path: str) -> Callable[[str], torch.Tensor | None]:

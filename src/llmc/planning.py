@@ -23,7 +23,7 @@ from llmc.recipe import Recipe, Stage
 from llmc.registry import suggest
 from llmc.sidecar import sidecar_bytes
 from llmc.skeleton import initializes_by_name
-from llmc.structure import Table, Target
+from llmc.structure import Compressor, Table, Target
 
 CODED_SHARE = 0.67  # of bfloat16 weights, coded without loss
 READ = (torch.bfloat16, torch.float16, torch.float32)
@@ -54,6 +54,10 @@ class Job:
     @property
     def needs_statistics(self) -> bool:
         return needs_statistics(self.recipe)
+
+    def method_of(self, tensor: str) -> Compressor:
+        """What compresses this name on disk."""
+        return self.recipe.stages[self.stage_of[tensor]].method
 
     def folder_of(self, container: str) -> str:
         """Name of the folder a container writes to."""

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from llmc.activations import held_within
 from llmc.calibration.data import CalibrationOptions
 from llmc.checkpoint import Checkpoint
 from llmc.recipe import Recipe
@@ -71,12 +72,18 @@ def _walk(recipe: Recipe, options: CalibrationOptions, checkpoint: Checkpoint, t
     widest = max(target.shape[1] for target in targets)
     largest = max(target.numel for target in targets)
     tokens = options.num_samples * options.sequence_length
-    waiting = min(tokens * _hidden(checkpoint) * width, activation_memory(recipe))
+    waiting = _waiting(tokens * _hidden(checkpoint) * width, tokens * widest * width, activation_memory(recipe))
     wide = sum({target.shape[0] for target in targets}) + widest
     per_pass = min(tokens, batch_size(options) * options.sequence_length) * 2 * wide * width
     # Strips of the sums and of one batch are half of the squares; one whole Hessian and its factor; a few of a matrix.
     solving = hessians * width + widest**2 * 2 * width + largest * 4 * width
-    return (block + sizes[None] - unused) * width + solving + 2 * waiting + 2 * per_pass + WALKING
+    return (block + sizes[None] - unused) * width + solving + waiting + 2 * per_pass + WALKING
+
+
+def _waiting(hidden: int, widest: int, memory: int) -> int:
+    """Bytes of all batches between blocks or, where they may wait there, within one: see `Walk.observe`."""
+    within = held_within(hidden, widest)
+    return within if within <= memory else 2 * min(hidden, memory)
 
 
 def _gradients(options: CalibrationOptions, checkpoint: Checkpoint, targets: Sequence[Target]) -> int:

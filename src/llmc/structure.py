@@ -40,6 +40,11 @@ class InputPoint:
     expert: int | None = None
     parameter: str | None = None
 
+    @property
+    def place(self) -> str:
+        """Path of the module or of the fused parameter: all routed experts are in one place."""
+        return self.module if self.parameter is None else f"{self.module}.{self.parameter}"
+
 
 @dataclass(frozen=True)
 class Target:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from dataclasses import replace
+from typing import Any, Protocol
 
 import torch
 from torch import nn
@@ -17,7 +18,20 @@ from torch.nn.functional import linear
 from llmc.structure import InputPoint
 
 EXPERTS = "llmc"
-See = Callable[[InputPoint, torch.Tensor], None]
+
+
+class Observer(Protocol):
+    """What wants to know of inputs."""
+
+    def see(self, point: InputPoint, x: torch.Tensor) -> None:
+        """Called with the input `x: [..., features]` of a point, from within a forward pass, before it is used."""
+
+    def sees_experts(self, place: str) -> bool:
+        """Whether experts are to be run for the inputs of this fused parameter of theirs alone."""
+        ...
+
+    def seen_experts(self, place: str, hidden_states: torch.Tensor) -> None:
+        """Called when they have been, with the input of them all."""
 
 
 def route_through_llmc(model: Any) -> None:
@@ -31,8 +45,8 @@ def route_through_llmc(model: Any) -> None:
 
 
 @contextmanager
-def observing(model: Any, points: Sequence[InputPoint], see: See) -> Iterator[None]:
-    """Call `see(point, x)` whenever an input passes one of the points."""
+def observing(model: Any, points: Sequence[InputPoint], observer: Observer) -> Iterator[None]:
+    """Tell the observer whenever an input passes one of the points."""
     handles = []
     fused: dict[str, None] = {}
     for point in points:
@@ -40,41 +54,63 @@ def observing(model: Any, points: Sequence[InputPoint], see: See) -> Iterator[No
             fused[point.module] = None
         else:
             module = model.get_submodule(point.module)
-            handles.append(module.register_forward_pre_hook(_hook(point, see)))
+            handles.append(module.register_forward_pre_hook(_hook(point, observer)))
     for path in fused:
-        model.get_submodule(path)._llmc_see = (path, see)
+        model.get_submodule(path)._llmc_observed = (path, observer)
     try:
         yield
     finally:
         for handle in handles:
             handle.remove()
         for path in fused:
-            del model.get_submodule(path)._llmc_see
+            del model.get_submodule(path)._llmc_observed
 
 
 def experts_forward(
     self: Any, hidden_states: torch.Tensor, top_k_index: torch.Tensor, top_k_weights: torch.Tensor
 ) -> torch.Tensor:
     """The experts of one layer: `hidden_states [tokens, hidden]`, `top_k_* [tokens, k]` -> `[tokens, hidden]`."""
+    path, observer = getattr(self, "_llmc_observed", ("", None))
+    if observer is not None:
+        for name in (_first(self), "down_proj"):
+            _show(self, path, name, observer, hidden_states, top_k_index)
     out = torch.zeros_like(hidden_states)
-    path, see = getattr(self, "_llmc_see", ("", None))
-    first = "gate_up_proj" if self.has_gate else "up_proj"
-    for expert in range(self.num_experts):
-        token, slot = torch.where(top_k_index == expert)
-        if token.numel() == 0:
-            continue
-        x = hidden_states[token]  # [routed, hidden]
-        if see is not None:
-            see(InputPoint(path, expert, first), x)
-        inner = _project(self, first, expert, x)
-        inner = self._apply_gate(inner) if self.has_gate else self.act_fn(inner)
-        if see is not None:
-            see(InputPoint(path, expert, "down_proj"), inner)
-        y = _project(self, "down_proj", expert, inner)
+    for expert, token, slot in _routed(self, top_k_index):
+        y = _project(self, "down_proj", expert, _inner(self, expert, hidden_states[token]))
         if self.has_post_expert_norm:
             y = self.post_expert_norm(y)
         out.index_add_(0, token, (y * top_k_weights[token, slot, None]).to(out.dtype))
     return out
+
+
+def _show(
+    self: Any, path: str, name: str, observer: Observer, hidden_states: torch.Tensor, top_k_index: torch.Tensor
+) -> None:
+    point = InputPoint(path, 0, name)
+    if not observer.sees_experts(point.place):
+        return
+    for expert, token, _ in _routed(self, top_k_index):
+        x = hidden_states[token]
+        observer.see(replace(point, expert=expert), _inner(self, expert, x) if name == "down_proj" else x)
+    observer.seen_experts(point.place, hidden_states)
+
+
+def _routed(self: Any, top_k_index: torch.Tensor) -> Iterator[tuple[int, torch.Tensor, torch.Tensor]]:
+    """Experts that have tokens: their index, the tokens, and which of a token's experts they are."""
+    for expert in range(self.num_experts):
+        token, slot = torch.where(top_k_index == expert)
+        if token.numel():
+            yield expert, token, slot
+
+
+def _first(self: Any) -> str:
+    return "gate_up_proj" if self.has_gate else "up_proj"
+
+
+def _inner(self: Any, expert: int, x: torch.Tensor) -> torch.Tensor:
+    """What `down_proj` gets: `x [routed, hidden]` -> `[routed, intermediate]`."""
+    inner = _project(self, _first(self), expert, x)
+    return self._apply_gate(inner) if self.has_gate else self.act_fn(inner)
 
 
 def _project(experts: Any, name: str, expert: int, x: torch.Tensor) -> torch.Tensor:
@@ -83,9 +119,9 @@ def _project(experts: Any, name: str, expert: int, x: torch.Tensor) -> torch.Ten
     return linear(x, weight.t() if experts.is_transposed else weight, bias)
 
 
-def _hook(point: InputPoint, see: See) -> Callable[[nn.Module, tuple[Any, ...]], None]:
+def _hook(point: InputPoint, observer: Observer) -> Callable[[nn.Module, tuple[Any, ...]], None]:
     def hook(_: nn.Module, args: tuple[Any, ...]) -> None:
-        see(point, args[0])
+        observer.see(point, args[0])
 
     return hook
 

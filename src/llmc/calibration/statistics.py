@@ -8,7 +8,7 @@ from llmc.registry import Registry
 
 STATISTICS = Registry("statistic", {"hessian": "llmc.calibration.statistics:Hessian"})
 
-STRIP = 256  # columns of one matrix product
+NARROW = 1024  # features, up to which thin strips are the fastest
 
 
 class Hessian:
@@ -25,18 +25,17 @@ class Hessian:
         self.features = features
         self.tokens = 0
         self.total = 0.0  # sum of the tokens' weights
-        self.sum = torch.zeros(_strips(features)[-1][1])
+        self.sum = torch.zeros(_strips(features)[-1][2].stop)
 
     @staticmethod
     def partial(x: torch.Tensor) -> torch.Tensor:
         """The sum of x x^T over `x: [tokens, features]`, as strips laid end to end. Changes nothing: runs anywhere."""
         x = x.reshape(-1, x.shape[-1]).to(torch.float32)
         features = x.shape[1]
-        bounds = _strips(features)
-        out = torch.empty(bounds[-1][1])
-        for i, (start, stop) in enumerate(bounds):
-            a = i * STRIP
-            torch.mm(x[:, a : a + STRIP].t(), x[:, a:], out=out[start:stop].view(-1, features - a))
+        strips = _strips(features)
+        out = torch.empty(strips[-1][2].stop)
+        for a, b, place in strips:
+            torch.mm(x[:, a:b].t(), x[:, a:], out=out[place].view(b - a, features - a))
         return out
 
     def add(self, partial: torch.Tensor, tokens: int, total: float | None = None) -> None:
@@ -63,27 +62,25 @@ class Hessian:
     def mean(self) -> torch.Tensor:
         """The Hessian `float32 [features, features]`, a new tensor; zero before the first token."""
         out = torch.empty(self.features, self.features)
-        for i, (start, stop) in enumerate(_strips(self.features)):
-            a, b = i * STRIP, min((i + 1) * STRIP, self.features)
-            strip = self.sum[start:stop].view(b - a, -1)
+        for a, b, place in _strips(self.features):
+            strip = self.sum[place].view(b - a, -1)
             out[a:b, a:] = strip
             out[b:, a:b] = strip[:, b - a :].t()
         return out.div_(self.total or 1.0)
 
     def diagonal(self) -> torch.Tensor:
         """The mean of x^2: `float32 [features]`."""
-        parts = [
-            self.sum[start:stop].view(-1, self.features - i * STRIP).diagonal()
-            for i, (start, stop) in enumerate(_strips(self.features))
-        ]
+        parts = [self.sum[place].view(b - a, self.features - a).diagonal() for a, b, place in _strips(self.features)]
         return torch.cat(parts) / (self.total or 1.0)
 
 
-def _strips(features: int) -> list[tuple[int, int]]:
-    """Where each strip stands in the flat sum."""
+def _strips(features: int) -> list[tuple[int, int, slice]]:
+    """Rows [a, b) of each strip, and where it stands in the flat sum."""
+    width = 64 if features <= NARROW else 256
     out, start = [], 0
-    for a in range(0, features, STRIP):
-        stop = start + min(STRIP, features - a) * (features - a)
-        out.append((start, stop))
+    for a in range(0, features, width):
+        b = min(a + width, features)
+        stop = start + (b - a) * (features - a)
+        out.append((a, b, slice(start, stop)))
         start = stop
     return out

@@ -25,7 +25,9 @@ def pack_rows(codes: torch.Tensor, bits: int) -> torch.Tensor:
 def unpack_rows(packed: torch.Tensor, bits: int, columns: int) -> torch.Tensor:
     """Inverse of `pack_rows`: `int32 [rows, words]` to `uint8 [rows, columns]`."""
     rows, words = packed.shape
-    return unpack_bytes(packed.contiguous().view(torch.uint8).reshape(rows, words * 4), bits, columns)
+    if packed.stride() != (words, 1):  # `contiguous` leaves the strides of dimensions of size 1 alone
+        packed = torch.empty(rows, words, dtype=packed.dtype).copy_(packed)
+    return unpack_bytes(packed.view(torch.uint8), bits, columns)
 
 
 def pack_bytes(codes: torch.Tensor, bits: int, size: int) -> torch.Tensor:
