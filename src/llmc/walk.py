@@ -33,7 +33,7 @@ Replaced = Callable[[str], torch.Tensor | None]
 
 
 class _Forward(greenlet):
-    """One batch on its way through the model. Lives in one thread; `switch(command)` lets it go on to the next door."""
+    """One batch on its way through the model. Lives in one thread; `switch(command)` lets it go on."""
 
     def __init__(self, index: int, inputs: dict[str, torch.Tensor], walk: Walk) -> None:
         super().__init__(self._pass)

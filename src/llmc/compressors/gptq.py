@@ -37,7 +37,7 @@ class Gptq(GridOptions):
     damping: float = option(0.01, "fraction of mean(diag H) added to the diagonal", least=0.0, most=10.0)
     act_order: bool = option(False, "most active columns first, the params of all groups fixed before")
     slab: int = option(128, "columns updated at once", least=16, most=4096)
-    propagate: str = option("quantized", "outputs of earlier blocks that later ones are calibrated on", choices=SEEN)
+    propagate: str = option("quantized", "outputs of earlier layers that later ones are calibrated on", choices=SEEN)
 
     needs: ClassVar[tuple[str, ...]] = ("hessian",)
     by_rows: ClassVar[bool] = True

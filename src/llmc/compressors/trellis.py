@@ -62,7 +62,7 @@ class Trellis:
     )
     slab: int = option(128, "columns updated at once", least=16, most=4096)
     propagate: str = option(
-        "quantized", "outputs of earlier blocks that later ones are calibrated on", choices=("quantized", "original")
+        "quantized", "outputs of earlier layers that later ones are calibrated on", choices=("quantized", "original")
     )
 
     needs: ClassVar[tuple[str, ...]] = ("hessian",)
