@@ -1,4 +1,4 @@
-"""Activations that wait between blocks: in RAM up to a cap, then on disk."""
+"""Activations that wait between blocks or within one: in RAM up to a cap, then on disk."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class ActivationStore:
 
     def put(self, index: int, arguments: Any) -> dict[Path, torch.UntypedStorage] | int:
         """Take in what a forward pass waits with; returns a receipt for `take`."""
-        storages = _storages(arguments)
+        storages = [s for s in _storages(arguments) if s.device.type == "cpu"]
         size = sum(s.nbytes() for s in storages)
         with self._lock:
             if self.used + size <= self.memory:
@@ -90,9 +90,9 @@ def _bytes(storage: torch.UntypedStorage) -> torch.Tensor:
 
 
 def _activations(value: Any) -> Iterator[torch.Tensor]:
-    """Hidden states among the arguments of a block: `[batch, tokens, features]`, floating point, on the CPU."""
+    """Hidden states among the arguments of a block: `[batch, tokens, features]`, floating point."""
     if isinstance(value, torch.Tensor):
-        if value.ndim == 3 and value.is_floating_point() and value.device.type == "cpu":
+        if value.ndim == 3 and value.is_floating_point():
             yield value
     elif isinstance(value, dict):
         for item in value.values():
