@@ -15,7 +15,10 @@ from typing import Any
 
 
 def main() -> None:
-    job: dict[str, Any] = json.loads(Path(_arguments().job).read_text(encoding="utf-8"))
+    place = Path(_arguments().job).resolve()
+    job: dict[str, Any] = json.loads(place.read_text(encoding="utf-8"))
+    job |= {name: str(Path(job[name]).resolve()) for name in ("tokens", "out")}
+    os.chdir(place.parent)  # it leaves its logs where it is started
     if (os.cpu_count() or 1) < 4:
         os.cpu_count = lambda: 4
     import torch

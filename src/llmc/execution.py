@@ -170,7 +170,8 @@ class Execution:
         for stats in walk.observe(path, points):
             out += self._encode([s for s in left if s.target.point in stats], stats)
             left = [s for s in left if s.target.point not in stats]
-            walk.refill({p.module for p in stats}, self._replaced_among(shown, out))
+            if not walk.over:
+                walk.refill({p.module for p in stats}, self._replaced_among(shown, out))
         return out + self._encode(left, {})
 
     def _encode(self, specs: Sequence[Spec], stats: dict[InputPoint, Any] | None) -> list[Stored]:

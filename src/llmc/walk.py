@@ -40,7 +40,6 @@ class _Forward(greenlet):
         self.index, self.inputs, self.walk = index, inputs, walk
         self.thread = getcurrent()  # what runs while this batch waits
         self.at: str | None = None  # the place where it waits
-        self.waiting = 0  # bytes it waits with
         self.partials: list[tuple[InputPoint, torch.Tensor, tuple[int, int]]] = []  # shape is (tokens, features)
 
     def _pass(self, command: str) -> None:
@@ -49,7 +48,7 @@ class _Forward(greenlet):
 
     def park(self, place: str, arguments: tuple[Any, ...]) -> str:
         """Wait at a place until told what to do next; the activations may go to disk meanwhile."""
-        self.at, self.waiting = place, activation_bytes(arguments)
+        self.at = place
         held = self.walk.store.put(self.index, arguments)
         command: str = self.thread.switch()
         self.walk.store.take(held)
@@ -68,6 +67,7 @@ class _Probe:
         points: what is asked for.
         leader: of the points that see one tensor, the first.
         stops: places where there is a new input, in the order of the pass.
+        came_in: bytes of what the batch came to the block with.
         widest: bytes of the largest input.
         again: a point was passed more than once.
     """
@@ -75,6 +75,7 @@ class _Probe:
     points: frozenset[InputPoint]
     leader: dict[InputPoint, InputPoint] = field(default_factory=dict)
     stops: list[str] = field(default_factory=list)
+    came_in: int = 0
     widest: int = 0
     again: bool = False
     _first: dict[tuple[Any, ...], tuple[InputPoint, torch.Tensor]] = field(default_factory=dict)
@@ -135,18 +136,16 @@ class Walk:
         self.store = ActivationStore(memory, folder)
         self.doors = [*checkpoint.skeleton.blocks, *doors]
         self.visited: set[str] = set()
-        self.last_door = len(self.doors)
         self._restore: list[Callable[[], None]] = []
         self._loaded: set[str] = set()
         self._stats: dict[InputPoint, Hessian] = {}
-        self._probe: _Probe | None = None
-        self._points: frozenset[InputPoint] = frozenset()
-        self._leader: dict[InputPoint, InputPoint] = {}
+        self._probe, self._probing = _Probe(frozenset()), False
         self._ahead: set[str] = set()  # places whose inputs are taken in
         self._pausing = self._holding = False  # whether passes stop before them; whether they go on from there
         self._at: str | None = None  # the place where batches wait
         self._queue: deque[int] = deque()  # batches whose statistics are to come, in order
         self._observed = False
+        self.over = False  # no batch will see what is loaded from here on
         self._batches = batches
         self._threads: list[ThreadPoolExecutor] = []
         self._share: list[list[_Forward]] = []
@@ -190,7 +189,7 @@ class Walk:
                 self.visited.add(path)
                 yield path
                 give_back_freed_memory()
-                if len(self.visited) == self.last_door:
+                if self._last_door():
                     self.checkpoint.clear(keys)
                     return
             if not self._observed:
@@ -215,26 +214,28 @@ class Walk:
         if not points:
             return
         with observing(self.checkpoint.model, points, self):
-            self._probe = probe = _Probe(frozenset(points))
+            self._probe, self._probing = _Probe(frozenset(points)), True
             self._sweep("observe", path, slice(0, 1))
-            self._observed, self._probe, self._stats = True, None, {}
-            self._points, self._leader = probe.points, probe.leader
+            self._observed, self._probing, self._stats = True, False, {}
+            probe = self._probe
             order, self._pausing = probe.order()
-            fits = len(self._batches) * held_within(self._share[0][0].waiting, probe.widest) <= self.store.memory
+            fits = len(self._batches) * held_within(probe.came_in, probe.widest) <= self.store.memory
             self._holding = self._pausing and fits and path not in probe.stops
             for i, places in enumerate(order):
                 self._ahead = set().union(*order[i:]) if self._holding else places
                 self._sweep("go" if self._holding else "observe", self._at)
                 if self._holding:
                     (self._at,) = places
+                self.over = self._last_door() and places is order[-1]
                 yield self._found(places)
 
     def see(self, point: InputPoint, x: torch.Tensor) -> None:
         """Called by hooks with the input `x: [..., features]` of a point, from within a forward pass."""
-        if self._probe is not None:
-            self._probe.see(point, x)
+        probe = self._probe
+        if self._probing:
+            probe.see(point, x)
             return
-        if point not in self._points or point.place not in self._ahead or self._leader.get(point, point) != point:
+        if point not in probe.points or point.place not in self._ahead or probe.leader.get(point, point) != point:
             return
         forward = _current()
         flat = x.reshape(-1, x.shape[-1])
@@ -246,7 +247,7 @@ class Walk:
 
     def sees_experts(self, place: str) -> bool:
         """Whether experts are to be run for the inputs of this fused parameter of theirs alone."""
-        return self._probe.sees_experts(place) if self._probe is not None else place in self._ahead
+        return self._probe.sees_experts(place) if self._probing else place in self._ahead
 
     def seen_experts(self, place: str, hidden_states: torch.Tensor) -> None:
         """Called when they have been."""
@@ -259,7 +260,7 @@ class Walk:
             raise _Enough
 
     def _found(self, places: set[str]) -> dict[InputPoint, Hessian]:
-        leaders = {point: point for point in self._stats} | self._leader
+        leaders = {point: point for point in self._stats} | self._probe.leader
         seen = {p: leader for p, leader in leaders.items() if leader.place in places and leader in self._stats}
         found = {p: self._stats[leader] for p, leader in seen.items()}
         self._stats = {p: stat for p, stat in self._stats.items() if p.place not in places}
@@ -291,6 +292,8 @@ class Walk:
         def door(*args: Any, **kwargs: Any) -> Any:
             forward = _current()
             while forward.park(path, (args, kwargs)) == "observe":
+                if self._probing:
+                    self._probe.came_in = activation_bytes((args, kwargs))
                 with suppress(_Enough):
                     for hook in list(module._forward_pre_hooks.values()):  # a head is its own input point
                         hook(module, args)
@@ -313,6 +316,9 @@ class Walk:
     def _keys(self, path: str) -> list[str]:
         module = self.checkpoint.model.get_submodule(path)
         return [f"{path}.{name}" for name, _ in module.named_parameters()]
+
+    def _last_door(self) -> bool:
+        return len(self.visited) == len(self.doors)
 
     def _arrived(self) -> str | None:
         places = {f.at for share in self._share for f in share}
