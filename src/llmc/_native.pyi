@@ -105,7 +105,6 @@ def grid_fit(
     brain: bool,
     ratios: Sequence[float],
     offsets: Sequence[float],
-    norm: int,
     scale: NDArray[float32],
     zero: NDArray[uint8] | None,
     codes: NDArray[uint8] | None,

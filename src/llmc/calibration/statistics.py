@@ -60,12 +60,14 @@ class Hessian:
         self.add(other.sum, other.tokens, other.total)
 
     def mean(self) -> torch.Tensor:
-        """The Hessian `float32 [features, features]`, a new tensor; zero before the first token."""
+        """The Hessian `float32 [features, features]`, exactly symmetric, a new tensor; zero before the first token."""
         out = torch.empty(self.features, self.features)
         for a, b, place in _strips(self.features):
             strip = self.sum[place].view(b - a, -1)
             out[a:b, a:] = strip
             out[b:, a:b] = strip[:, b - a :].t()
+            square = out[a:b, a:b]  # of a matrix product: its halves may differ in the last digit
+            square.triu_().add_(square.triu(1).t())
         return out.div_(self.total or 1.0)
 
     def diagonal(self) -> torch.Tensor:

@@ -55,7 +55,7 @@ class Job:
         Option("-O", metavar="NAME=VALUE", help="Any other field of the method (`llmc methods NAME`); repeatable."),
     ] = None
     asymmetric: Annotated[bool, Option("--asymmetric", help="Fit a zero point instead of fixing it mid-grid.")] = False
-    act_order: Annotated[bool, Option("--act-order", help="gptq: columns by decreasing activation.")] = False
+    act_order: Annotated[bool, Option("--act-order", help="gptq: most active columns of all groups first.")] = False
     targets: Annotated[
         list[str] | None, Option("--targets", metavar="GLOB", help="Compress only these matrices; repeatable.")
     ] = None

@@ -46,30 +46,31 @@ RoundSlab = Callable[[torch.Tensor, torch.Tensor, Slab], None]
 
 @dataclass(frozen=True)
 class Problem:
-    """What all rows share: V V^T = H + damp, cut into slabs.
+    """What all rows share: V V^T = H + diag(damp), cut into slabs.
 
     Attributes:
         cost: `[columns]`, natural order: of a squared error that the columns to come make good.
         diagonal: `[columns]` of H.
         dead: `[columns]`, whose inputs were always zero.
-        order: `order[i]` is the column worked on at step i; None: i.
+        damp: `[columns]`, in the order of work.
+        order: `order[i]` is the column worked on at step i.
     """
 
     slabs: list[Slab]
     cost: torch.Tensor
     diagonal: torch.Tensor
     dead: torch.Tensor
-    damp: float
-    order: torch.Tensor | None
+    damp: torch.Tensor
+    order: torch.Tensor
     _scratch: threading.local = field(default_factory=threading.local, repr=False, compare=False)
 
     def work(self, W: torch.Tensor) -> torch.Tensor:
         """`W: [rows, columns]`, natural order, as `[columns, rows]` in the order of work."""
-        return W.t().contiguous() if self.order is None else W.t()[self.order]
+        return W.t()[self.order]
 
     def natural(self, work: torch.Tensor) -> torch.Tensor:
         """`work: [columns, rows]` with its columns in natural order."""
-        return work if self.order is None else torch.empty_like(work).index_copy_(0, self.order, work)
+        return torch.empty_like(work).index_copy_(0, self.order, work)
 
     def energy(self, work: torch.Tensor) -> torch.Tensor:
         """`[rows]`: diag(W H W^T) of `work: [columns, rows]`."""
@@ -77,7 +78,7 @@ class Problem:
         for slab in self.slabs:
             own = work[slab.start : slab.stop]
             energy += (slab.V.t() @ torch.addmm(own, slab.carried, work[: slab.start])).square_().sum(0)
-            energy -= own.square().sum(0).mul_(self.damp)
+            energy -= own.square().mul_(self.damp[slab.start : slab.stop, None]).sum(0)
         return energy
 
     def carry(self, work: torch.Tensor, round_slab: RoundSlab) -> torch.Tensor:
@@ -95,7 +96,7 @@ class Problem:
             round_slab(R, own, slab)
             torch.sub(work[a:b], own, out=own)
             error += slab.V.diagonal().square() @ R.square_()
-            error -= torch.square(own, out=R).sum(0).mul_(self.damp)
+            error -= torch.square(own, out=R).mul_(self.damp[a:b, None]).sum(0)
         return error
 
     def _kept(self, name: str, like: torch.Tensor) -> torch.Tensor:
@@ -107,7 +108,40 @@ class Problem:
         return kept[: like.numel()].view(like.shape)
 
 
-def prepare(hessian: Hessian, damping: float, act_order: bool, width: int, context: Context) -> Problem | None:
+@dataclass(frozen=True)
+class Damping:
+    """What is added to the diagonal of H: `mean` times its mean, and `own` times each element."""
+
+    mean: float
+    own: float
+
+
+Order = Callable[[torch.Tensor], torch.Tensor]
+"""diag H to the columns in the order of work."""
+
+
+def by_activity(diagonal: torch.Tensor) -> torch.Tensor:
+    """Most active columns first."""
+    return torch.argsort(diagonal, descending=True, stable=True)
+
+
+def by_groups(diagonal: torch.Tensor, size: int) -> torch.Tensor:
+    """Groups of `size` columns stay together: most active groups first, most active columns first within them.
+
+    Gafni, Karnieli and Hanani 2025, arXiv 2505.14638 (group-aware reordering).
+    """
+    groups = diagonal.double().view(-1, size)
+    first = torch.arange(0, diagonal.numel(), size, device=diagonal.device)
+    within = torch.argsort(groups, dim=1, descending=True, stable=True) + first.unsqueeze(1)
+    return within[by_activity(groups.sum(1))].reshape(-1)
+
+
+def by_place(diagonal: torch.Tensor) -> torch.Tensor:
+    """Natural order."""
+    return torch.arange(diagonal.numel(), device=diagonal.device)
+
+
+def prepare(hessian: Hessian, damping: Damping, ordering: Order, width: int, context: Context) -> Problem | None:
     """Order, damp, factor and cut H into slabs of `width` columns; None when no damping helps.
 
     Notes `dead_columns`, and `damping_steps` with `damping` where it had to be raised.
@@ -117,20 +151,19 @@ def prepare(hessian: Hessian, damping: float, act_order: bool, width: int, conte
     count = int(dead.sum())
     if count:
         context.note("dead_columns", count)
-    order = torch.argsort(diagonal, descending=True, stable=True) if act_order else None
+    order = ordering(diagonal)
     mean = float(diagonal.double().sum()) / max(1, diagonal.numel() - count)
     for step in range(RAISES + 1):
-        tried = damping if step == 0 else max(damping, 1e-3) * 10.0**step
-        V = _damped(hessian, dead, tried * mean, order, context)
+        tried = damping.mean if step == 0 else max(damping.mean, 1e-3) * 10.0**step
+        damp = (diagonal * damping.own).add_(tried * mean)
+        V = _damped(hessian, dead, damp, order, context)
         if not run_single(partial(factor_upper, V)):
             continue
         if step:
             context.note("damping_steps", step)
             context.note("damping", tried)
-        cost = V.diagonal().square()
-        if order is not None:
-            cost = torch.empty_like(cost).index_copy_(0, order, cost)
-        return Problem(_slabs(V, width), cost, diagonal, dead, tried * mean, order)
+        cost = torch.empty_like(damp).index_copy_(0, order, V.diagonal().square())
+        return Problem(_slabs(V, width), cost, diagonal, dead, damp[order], order)
     return None
 
 
@@ -148,11 +181,11 @@ def relative_error(error: torch.Tensor, energy: torch.Tensor, context: Context) 
 
 
 def _damped(
-    hessian: Hessian, dead: torch.Tensor, damp: float, order: torch.Tensor | None, context: Context
+    hessian: Hessian, dead: torch.Tensor, damp: torch.Tensor, order: torch.Tensor, context: Context
 ) -> torch.Tensor:
     H = hessian.mean().to(context.device, exact(context))
     H.diagonal().add_(damp).masked_fill_(dead, 1.0)
-    return H if order is None else H[order][:, order]
+    return H[order][:, order]
 
 
 def _slabs(V: torch.Tensor, width: int) -> list[Slab]:

@@ -1,20 +1,21 @@
 """GPTQ (Frantar et al. 2022, arXiv 2210.17323): round column by column, each error made good by the columns to come.
 
 The algebra is in `feedback`; here are grids whose groups of columns share params.
-Left out: act_order whose groups follow the permuted order (it needs an index per column in storage).
+Left out: groups that follow the order of work (they need an index per column in storage).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from typing import Any, ClassVar
 
 import torch
 
 from llmc.calibration.statistics import Hessian
-from llmc.compressors.feedback import Problem, Slab, exact, prepare, relative_error
+from llmc.compressors.feedback import Damping, Problem, Slab, by_activity, by_groups, exact, prepare, relative_error
 from llmc.compressors.options import GridOptions, check_groups, option
 from llmc.compressors.parallel import ordered_map, row_tiles
 from llmc.compressors.rtn import round_to_nearest
@@ -35,7 +36,8 @@ class Gptq(GridOptions):
     """Rounding that makes up for its own errors, by the second moments of the inputs."""
 
     damping: float = option(0.01, "fraction of mean(diag H) added to the diagonal", least=0.0, most=10.0)
-    act_order: bool = option(False, "most active columns first, the params of all groups fixed before")
+    shrinkage: float = option(0.02, "fraction of each diagonal element of H added to it", least=0.0, most=10.0)
+    act_order: bool = option(False, "most active columns of all groups first, params fixed before; off: group by group")
     slab: int = option(128, "columns updated at once", least=16, most=4096)
     propagate: str = option("quantized", "outputs of earlier layers that later ones are calibrated on", choices=SEEN)
 
@@ -57,12 +59,15 @@ class Gptq(GridOptions):
         if hessian is None or hessian.tokens == 0:
             context.note("uncalibrated", True)
             return round_to_nearest(weight, grid, None, context)
-        width = _slab_width(self.slab, self.group_size, self.act_order)
-        problem = prepare(hessian, self.damping, self.act_order, width, context)
+        size = weight.shape[1] if self.group_size is None else self.group_size
+        fixed = self.act_order or self.group_size is None  # params, before the first column
+        order = by_activity if fixed else partial(by_groups, size=size)
+        width = self.slab if fixed else max(size, self.slab // size * size)
+        problem = prepare(hessian, Damping(self.damping, self.shrinkage), order, width, context)
         if problem is None:
             context.note("fallback", "rtn: the Hessian has no Cholesky factor at any damping tried")
             return round_to_nearest(weight, grid, None, context)
-        return _solve(weight, grid, problem, context)
+        return _solve(weight, grid, problem, fixed, context)
 
 
 @dataclass(frozen=True)
@@ -79,7 +84,7 @@ class _Group:
     nearest: Callable[[torch.Tensor, torch.Tensor], object]
 
 
-def _solve(weight: torch.Tensor, grid: Grid, problem: Problem, context: Context) -> Encoded:
+def _solve(weight: torch.Tensor, grid: Grid, problem: Problem, fixed: bool, context: Context) -> Encoded:
     rows, columns = weight.shape
     codes = torch.empty(rows, columns, dtype=torch.uint8)
 
@@ -87,7 +92,7 @@ def _solve(weight: torch.Tensor, grid: Grid, problem: Problem, context: Context)
         a, b = bounds
         W = weight[a:b].to(context.device, exact(context), copy=True)
         W[:, problem.dead] = 0
-        groups, error, energy = _quantize(W, grid, problem, weight.dtype)
+        groups, error, energy = _quantize(W, grid, problem, fixed, weight.dtype)
         params = {k: torch.cat([g.params[k] for g in groups], dim=1) for k in groups[0].params}
         levels = W.view(b - a, len(groups), -1)
         codes[a:b] = grid.round(levels, {k: v.unsqueeze(-1) for k, v in _unit(params).items()}).view(b - a, columns)
@@ -101,7 +106,7 @@ def _solve(weight: torch.Tensor, grid: Grid, problem: Problem, context: Context)
 
 
 def _quantize(
-    W: torch.Tensor, grid: Grid, problem: Problem, dtype: torch.dtype
+    W: torch.Tensor, grid: Grid, problem: Problem, fixed: bool, dtype: torch.dtype
 ) -> tuple[list[_Group], torch.Tensor, torch.Tensor]:
     """Replace `W: [rows, columns]` by levels: grid values in multiples of the scale.
 
@@ -111,21 +116,21 @@ def _quantize(
     size = grid.group_size or columns
     # Scales fitted to the cost alone suit the calibration text too well: sqrt(diag H) is the milder witness.
     importance = (problem.cost * problem.diagonal.clamp(min=0).sqrt()).sqrt()
-    groups: list[_Group] = []
-    if order is not None or size == columns:
+    groups: dict[int, _Group] = {}
+    if fixed:
         parts = zip(torch.split(W, size, 1), torch.split(importance, size), strict=True)
-        groups = [_fit(grid, values, weights) for values, weights in parts]
+        groups = {g: _fit(grid, *part) for g, part in enumerate(parts)}
     work = problem.work(W)
     energy, levels = problem.energy(work), torch.empty_like(work)
 
     def round_slab(R: torch.Tensor, values: torch.Tensor, slab: Slab) -> None:
         a, b = slab.start, slab.stop
-        members = [i // size for i in (range(a, b) if order is None else order[a:b].tolist())]
-        _round_slab(R, (levels[a:b], values), grid, slab, groups, members, importance, dtype)
+        members = [i // size for i in order[a:b].tolist()]
+        _round_slab(R, (levels[a:b], values), grid, slab, groups, members, importance[order[a:b]], dtype)
 
     error = problem.carry(work, round_slab)
     W.copy_(problem.natural(levels).t())
-    return groups, error, energy
+    return [groups[g] for g in range(columns // size)], error, energy
 
 
 def _round_slab(
@@ -133,21 +138,21 @@ def _round_slab(
     out: tuple[torch.Tensor, torch.Tensor],
     grid: Grid,
     slab: Slab,
-    groups: list[_Group],
+    groups: dict[int, _Group],
     members: list[int],
     importance: torch.Tensor,
     dtype: torch.dtype,
 ) -> None:
     """Put levels and values `[columns, rows]` of the running weights `R` of a slab in `out`; `R` becomes errors.
 
-    `members[j]` is the group of column j; groups not there yet are fitted when their first column is reached.
+    `members[j]` is the group of column j; groups not there yet are fitted when their first column is reached, with
+    the `importance: [columns]` of the slab.
     """
     width, size = R.shape[0], grid.group_size or R.shape[0]
     levels, values = out
     for m, n in pairwise(sorted({*range(0, width, MICRO), *range(0, width, size), width})):
-        if members[m] == len(groups):
-            at = slab.start + m
-            groups.append(_fit(grid, R[m : m + size].t(), importance[at : at + size]))
+        if members[m] not in groups:
+            groups[members[m]] = _fit(grid, R[m : m + size].t(), importance[m : m + size])
         parts = levels[m:n], values[m:n], R[m:n]
         _round_columns(R[m:n], grid, slab.unit[m:n, m:n], [groups[g] for g in members[m:n]], parts, dtype)
         R[n:].addmm_(slab.unit[m:n, n:].t(), R[m:n], alpha=-1)
@@ -202,10 +207,3 @@ def _nearest(grid: Grid, params: Params) -> Callable[[torch.Tensor, torch.Tensor
 
 def _unit(params: Params) -> Params:
     return {**params, "scale": torch.ones_like(params["scale"])}
-
-
-def _slab_width(slab: int, group_size: int | None, act_order: bool) -> int:
-    """`slab`, made to hold whole groups where their params are fitted on the way."""
-    if act_order or group_size is None:
-        return slab
-    return max(group_size, slab // group_size * group_size)

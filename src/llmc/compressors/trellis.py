@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
 
 from llmc.calibration.statistics import Hessian
-from llmc.compressors.feedback import Problem, Slab, prepare, relative_error
+from llmc.compressors.feedback import Damping, Problem, Slab, by_activity, by_place, prepare, relative_error
 from llmc.compressors.options import check_options, option
-from llmc.compressors.parallel import ordered_map
+from llmc.compressors.parallel import ordered_map, run_single
 from llmc.errors import UsageError
 from llmc.formats import tensor_coder, trellis_kernel
 from llmc.formats.encoded import Encoded
@@ -53,6 +54,7 @@ class Trellis:
     bits_per_weight: float = option(3.0, "stored bits per weight, everything counted", least=0.25, most=7.5)
     states: int = option(8, "of the machine: 4, 8, 16, 32, 64; 1 is plain uniform quantization", least=1, most=64)
     damping: float = option(0.01, "fraction of mean(diag H) added to the diagonal", least=0.0, most=10.0)
+    shrinkage: float = option(0.02, "fraction of each diagonal element of H added to it", least=0.0, most=10.0)
     act_order: bool = option(True, "most active columns first")
     column_steps: float = option(0.75, "how far steps of columns follow what their errors cost", least=0.0, most=1.0)
     tradeoff: float = option(0.45, "price of a bit, in squares of half a step", least=0.0, most=4.0)
@@ -87,10 +89,14 @@ class Trellis:
         if hessian is None or hessian.tokens == 0:
             context.note("uncalibrated", True)
             hessian = None
-        problem = None if hessian is None else prepare(hessian, self.damping, self.act_order, self.slab, context)
+        problem = None
+        if hessian is not None:
+            damping = Damping(self.damping, self.shrinkage)
+            order = by_activity if self.act_order else by_place
+            problem = prepare(hessian, damping, order, self.slab, context)
         if problem is None:
             problem = independent(weight.shape[1], self.slab)
-        return Search(self, weight, problem, context).best()
+        return run_single(lambda: Search(self, weight, problem, context)).best()
 
 
 def independent(columns: int, width: int) -> Problem:
@@ -100,7 +106,9 @@ def independent(columns: int, width: int) -> Problem:
         b = min(a + width, columns)
         slabs.append(Slab(a, b, torch.zeros(b - a, a), torch.eye(b - a), torch.eye(b - a)))
     ones = torch.ones(columns)
-    return Problem(slabs, ones, ones, torch.zeros(columns, dtype=torch.bool), 0.0, None)
+    return Problem(
+        slabs, ones, ones, torch.zeros(columns, dtype=torch.bool), torch.zeros(columns), torch.arange(columns)
+    )
 
 
 @dataclass(frozen=True)
@@ -154,12 +162,15 @@ class Search:
         """The matrix in at most the bytes asked for, and at least `1 - TOLERANCE` of them."""
         every = max(1, min(PART, self.work.shape[1] // LEAST_ROWS))
         for turn in range(ROUNDS):
-            found = self.run(every, learn=True)
-            if turn == 0:
-                found = self._merge_classes(found)
-            self._learn(found)
-            self._change(self._bits(found) - self.wanted)
+            run_single(partial(self._adapt, self.run(every, learn=True), merge=turn == 0))
         return self._exactly()
+
+    def _adapt(self, found: Pass, *, merge: bool) -> None:
+        """Take classes, rates and the step from a pass."""
+        if merge:
+            found = self._merge_classes(found)
+        self._learn(found)
+        self._change(self._bits(found) - self.wanted)
 
     def _exactly(self) -> Encoded:
         """Passes over all rows until the bytes are right."""
@@ -182,7 +193,7 @@ class Search:
         if best is None:
             self.context.note("over_budget", round(last[0] - self.wanted, 4))
         _, matrix, error = best or last
-        relative_error(error, self.problem.energy(self.work), self.context)
+        relative_error(error, run_single(lambda: self.problem.energy(self.work)), self.context)
         return matrix
 
     def _attempt(self) -> tuple[float, Encoded, torch.Tensor]:
@@ -251,7 +262,7 @@ class Search:
         short = torch.zeros(2, SHIFTS, dtype=torch.float64)
 
         def round_slab(R: torch.Tensor, values: torch.Tensor, slab: Slab) -> None:
-            columns = torch.arange(slab.start, slab.stop) if order is None else order[slab.start : slab.stop]
+            columns = order[slab.start : slab.stop]
             out = codes[slab.start : slab.stop], values
             trellis_kernel.search(R, slab.unit, self.grid, columns, row_class, self.rate, out, dtype=self.dtype)
             if learn:
@@ -265,7 +276,7 @@ class Search:
         order, column_class = self.problem.order, self.grid.column_class
         kinds = int(self.row_class.max()) + 1, int(column_class.max()) + 1
         counts = torch.zeros(*kinds, 2, 2 * LEVELS, dtype=torch.int64)
-        trellis_kernel.count(codes, row_class, column_class if order is None else column_class[order], counts)
+        trellis_kernel.count(codes, row_class, column_class[order], counts)
         return counts
 
     def _bits(self, found: Pass) -> float:

@@ -85,7 +85,6 @@ class IntGrid:
             dtypes=self.scale_dtypes,
             ratios=ratios,
             offsets=offsets,
-            norm=norm(self.bits, importance is not None),
             codes=codes,
         )
         return {"scale": scale} if zero is None else {"scale": scale, "zero_point": zero}
@@ -152,7 +151,6 @@ class IntGrid:
         scale = params["scale"].float()
         zero = params["zero_point"].float() if "zero_point" in params else None
         least = -self.middle if zero is None else 0
-        cubic = norm(self.bits, importance is not None) == 3
         units, codes = torch.empty_like(values), torch.empty_like(values)
         errors = torch.empty_like(ratios)
         for k, inverse in enumerate(1.0 / scale):
@@ -160,23 +158,13 @@ class IntGrid:
             if zero is not None:
                 units.add_(zero[k])
             torch.round(units, out=codes).clamp_(least, least + self.alphabet - 1).sub_(units)
-            torch.square(codes, out=units)
-            if cubic:
-                units.mul_(codes.abs_())
+            torch.square(codes, out=units).mul_(codes.abs_())
             if importance is not None:
                 units.mul_(importance)
             errors[k] = ordered_sum(units)
-        errors *= scale * scale * scale if cubic else scale * scale
+        errors *= scale * scale * scale
         error, index = errors.min(0, keepdim=True)
         return error[0], ratios.gather(0, index)[0]
-
-
-def norm(bits: int, weighted: bool) -> int:
-    """The power of errors whose sum a search makes least; `weighted`: columns count by what the model does with them.
-
-    Cubes clip less. They cost the outputs of models less (measured), but where weights are known and codes are many.
-    """
-    return 2 if weighted and bits > 3 else 3
 
 
 @lru_cache

@@ -43,13 +43,12 @@ def fit(
     dtypes: Sequence[str],
     ratios: Sequence[float] = (),
     offsets: Sequence[float] = (),
-    norm: int = 2,
     codes: torch.Tensor | None = None,
     path: str = "auto",
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Scale `[..., 1]` and zero point (of asymmetric grids) of `values: [..., n]`; where given, `codes` is filled.
 
-    `ratios` and `offsets` are what a search tries, by errors to the power of `norm`; without them scales are absmax.
+    `ratios` and `offsets` are what a search tries, by the cubes of errors; without them scales are absmax.
     """
     shape = (*values.shape[:-1], 1)
     scale = torch.empty(shape, dtype=torch.float32)
@@ -65,7 +64,6 @@ def fit(
         "bfloat16" in dtypes,
         ratios,
         offsets,
-        norm,
         scale.view(-1).numpy(),
         _flat(zero),
         _flat(codes),

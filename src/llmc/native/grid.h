@@ -19,7 +19,6 @@ struct IntRule {
     bool symmetric = true;
     bool half = false, brain = true;  // scales are exact in float16, in bfloat16
     bool search = false;
-    bool cubic = false;  // errors count by their cubes, not their squares
     float ratios[kCoarse] = {};
     float offsets[kFine] = {};
 

@@ -84,8 +84,8 @@ inline void make_params(const IntRule& rule, const Batch& batch, Tried& tried) {
     }
 }
 
-// Sums of errors of one group under `Tries` params from `first` on: value i goes to sum i % kSums.
-template <std::size_t Tries, bool Symmetric, bool Weighted, bool Cubic>
+// Sums of cubes of errors of one group under `Tries` params from `first` on: value i goes to sum i % kSums.
+template <std::size_t Tries, bool Symmetric, bool Weighted>
 void add_up(const IntRule& rule, Batch& batch, const Tried* tried, std::size_t first, std::size_t g) {
     const F least = all(Symmetric ? -rule.middle() : 0), most = all(Symmetric ? rule.middle() - 1 : rule.most());
     const float *values = &batch.values[g * batch.width], *weights = batch.weights[g];
@@ -103,7 +103,7 @@ void add_up(const IntRule& rule, Batch& batch, const Tried* tried, std::size_t f
                 F unit = x * inverse[k];
                 if constexpr (!Symmetric) unit = unit + zero[k];
                 F e = rounded(clamped(unit, least, most)) - unit;
-                e = Cubic ? e * e * magnitude(e) : e * e;
+                e = e * e * magnitude(e);
                 if constexpr (Weighted) e = e * load(weights + i);
                 sum[k] = sum[k] + e;
             }
@@ -124,7 +124,7 @@ auto adder(bool flag, Rest... rest) {
 
 template <std::size_t Tries>
 void add_up_all(const IntRule& rule, Batch& batch, const Tried* tried, std::size_t first) {
-    const auto add = adder<Tries>(rule.symmetric, !batch.importance.empty(), rule.cubic);
+    const auto add = adder<Tries>(rule.symmetric, !batch.importance.empty());
     for (std::size_t g = 0; g < batch.count; ++g) add(rule, batch, tried, first, g);
 }
 
@@ -144,7 +144,7 @@ void errors(const IntRule& rule, Batch& batch, Tried* tried) {
                 one[i] = sums[0];
             }
             const F scale = load(tried[k].scale + g), sum = folded(one, [](F a, F b) { return a + b; });
-            store(tried[k].error + g, sum * (rule.cubic ? scale * scale * scale : scale * scale));
+            store(tried[k].error + g, sum * (scale * scale * scale));
         }
     }
 }

@@ -58,7 +58,7 @@ Fitted fitted_of(const Groups& groups, bool symmetric, const Flat<float>& scale,
 
 void fit(const Flat<const std::uint8_t>& values, unsigned number, std::size_t size,
          const std::optional<Flat<const float>>& importance, unsigned bits, bool symmetric, bool half, bool brain,
-         const std::vector<float>& ratios, const std::vector<float>& offsets, unsigned norm, const Flat<float>& scale,
+         const std::vector<float>& ratios, const std::vector<float>& offsets, const Flat<float>& scale,
          const std::optional<Flat<std::uint8_t>>& zero, const std::optional<Flat<std::uint8_t>>& codes,
          const std::string& path) {
     const GridLoops& loops = grid_loops(path);
@@ -67,9 +67,7 @@ void fit(const Flat<const std::uint8_t>& values, unsigned number, std::size_t si
     const Fitted out = fitted_of(groups, symmetric, scale, zero, codes);
     if (!ratios.empty()) {
         want(ratios.size() == kCoarse && offsets.size() == kFine, "a search tries 7 ratios and then 4");
-        want(norm == 2 || norm == 3, "errors count by their squares or cubes");
         rule.search = true;
-        rule.cubic = norm == 3;
         std::copy(ratios.begin(), ratios.end(), rule.ratios);
         std::copy(offsets.begin(), offsets.end(), rule.offsets);
     }
@@ -158,7 +156,7 @@ std::pair<double, double> decode(const Flat<const std::uint8_t>& codes, const Fl
 void define_grids(nb::module_& m) {
     m.def("grid_fit", &fit, nb::arg("values"), nb::arg("number"), nb::arg("size"), nb::arg("importance").none(),
           nb::arg("bits"), nb::arg("symmetric"), nb::arg("half"), nb::arg("brain"), nb::arg("ratios"),
-          nb::arg("offsets"), nb::arg("norm"), nb::arg("scale"), nb::arg("zero").none(), nb::arg("codes").none(),
+          nb::arg("offsets"), nb::arg("scale"), nb::arg("zero").none(), nb::arg("codes").none(),
           nb::arg("path"));
     m.def("grid_round", &round, nb::arg("values"), nb::arg("number"), nb::arg("size"), nb::arg("bits"),
           nb::arg("scale"), nb::arg("zero").none(), nb::arg("codes"), nb::arg("path"));
