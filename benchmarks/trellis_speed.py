@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from llmc.calibration.statistics import Hessian
-from llmc.compressors.feedback import Damping, by_activity, prepare
+from llmc.compressors.feedback import by_activity, prepare
 from llmc.compressors.trellis import SEGMENTS, Search, Trellis
 from llmc.formats import rans, trellis_kernel
 from llmc.formats.encoded import Encoded
@@ -107,8 +107,7 @@ def feedback_rows(step_bits: float, rounds: int) -> None:
     hessian = Hessian(columns)
     hessian.update(X @ mix)
     method, context = Trellis(bits_per_weight=step_bits), Context(torch.float32)
-    damping = Damping(method.damping, method.shrinkage)
-    problem = prepare(hessian, damping, by_activity, method.slab, context)
+    problem = prepare(hessian, method.damping, by_activity, method.slab, context)
     assert problem is not None
     search = Search(method, W.bfloat16(), problem, context)
     search.run(4, learn=True)

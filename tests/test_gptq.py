@@ -67,7 +67,7 @@ def naive(w: torch.Tensor, H: torch.Tensor, method: Gptq) -> torch.Tensor:
     W, H, activity = w.double().clone(), H.double().clone(), H.diagonal().float()
     size = grid.group_size or columns
     dead = activity == 0
-    H.diagonal().add_(method.damping * float(activity.double().sum() / (~dead).sum()) + method.shrinkage * activity)
+    H.diagonal().add_(method.damping * float(activity.double().sum() / (~dead).sum()))
     H[dead, dead] = 1
     W[:, dead] = 0
     inverse = torch.linalg.inv(H)
@@ -162,7 +162,7 @@ def test_without_correlation_it_is_rounding_to_nearest(
     H = Hessian(128)
     H.update(torch.diag(torch.logspace(-1, 1, 128) if uneven else torch.ones(128)))
     w, options = weights(rows, 128, bits), {"bits": bits, "group_size": group_size, "symmetric": symmetric}
-    gptq = Gptq(**options, act_order=act_order, damping=0.0, shrinkage=0.0)(w, {"hessian": H}, context())
+    gptq = Gptq(**options, act_order=act_order, damping=0.0)(w, {"hessian": H}, context())
     rtn = round_to_nearest(w, Rtn(**options).make_grid(("bfloat16",)), H.diagonal() ** 0.75, context())
     assert torch.equal(gptq.codes, rtn.codes)
     assert all(torch.equal(gptq.params[k], rtn.params[k]) for k in rtn.params)
@@ -175,7 +175,7 @@ def test_between_rounding_and_the_best_of_all_integers() -> None:
     options: dict[str, Any] = {"bits": 2, "group_size": None, "scales": "absmax"}
     for seed in range(6):
         H, w = hessian(columns, seed), weights(8, columns, seed)
-        encoded = Gptq(**options, damping=0.0, shrinkage=0.0)(w, {"hessian": H}, context(torch.float64))
+        encoded = Gptq(**options, damping=0.0)(w, {"hessian": H}, context(torch.float64))
         best = 0.0
         for row, scale in zip(w, encoded.params["scale"], strict=True):
             E = encoded.grid.value(every, {"scale": scale}).double() - row.double()
@@ -235,7 +235,7 @@ def test_damping_rises_until_it_factors() -> None:
     w = weights(4, 64)
     singular = of(torch.ones(64, 64))
     notes = context()
-    Gptq(group_size=32, damping=0.0, shrinkage=0.0)(w, {"hessian": singular}, notes)
+    Gptq(group_size=32, damping=0.0)(w, {"hessian": singular}, notes)
     assert notes.notes["damping_steps"] >= 1 and notes.notes["damping"] == 10.0 ** notes.notes["damping_steps"] / 1000
     notes = context()
     Gptq(group_size=32)(w, {"hessian": singular}, notes)

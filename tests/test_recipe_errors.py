@@ -231,7 +231,7 @@ def test_shipped_recipes_say_what_they_need() -> None:
     assert found == place + "missing key 'source'; add it, or give --set calibration.source=SOURCE"
 
 
-GPTQ_KNOWN = "grid, bits, group_size, symmetric, scales, damping, shrinkage, act_order, slab, propagate"
+GPTQ_KNOWN = "grid, bits, group_size, symmetric, scales, damping, act_order, slab, propagate"
 OPTIONS: list[tuple[dict[str, Any], str]] = [
     (
         {"method": "gptq"},

@@ -139,7 +139,7 @@ def test_inputs_never_seen_count_alike_and_are_noted(stats: dict[str, Any]) -> N
     assert int(found.grid.step_code.max()) == 0  # type: ignore[attr-defined]
     identity = Hessian(96)
     identity.update(torch.eye(96))
-    assert same(found, Trellis(bits_per_weight=3.0, damping=0.0, shrinkage=0.0)(w, {"hessian": identity}, context()))
+    assert same(found, Trellis(bits_per_weight=3.0, damping=0.0)(w, {"hessian": identity}, context()))
 
 
 def test_dead_columns_become_zero() -> None:

@@ -46,13 +46,12 @@ RoundSlab = Callable[[torch.Tensor, torch.Tensor, Slab], None]
 
 @dataclass(frozen=True)
 class Problem:
-    """What all rows share: V V^T = H + diag(damp), cut into slabs.
+    """What all rows share: V V^T = H + damp, cut into slabs.
 
     Attributes:
         cost: `[columns]`, natural order: of a squared error that the columns to come make good.
         diagonal: `[columns]` of H.
         dead: `[columns]`, whose inputs were always zero.
-        damp: `[columns]`, in the order of work.
         order: `order[i]` is the column worked on at step i.
     """
 
@@ -60,7 +59,7 @@ class Problem:
     cost: torch.Tensor
     diagonal: torch.Tensor
     dead: torch.Tensor
-    damp: torch.Tensor
+    damp: float
     order: torch.Tensor
     _scratch: threading.local = field(default_factory=threading.local, repr=False, compare=False)
 
@@ -78,7 +77,7 @@ class Problem:
         for slab in self.slabs:
             own = work[slab.start : slab.stop]
             energy += (slab.V.t() @ torch.addmm(own, slab.carried, work[: slab.start])).square_().sum(0)
-            energy -= own.square().mul_(self.damp[slab.start : slab.stop, None]).sum(0)
+            energy -= own.square().sum(0).mul_(self.damp)
         return energy
 
     def carry(self, work: torch.Tensor, round_slab: RoundSlab) -> torch.Tensor:
@@ -96,7 +95,7 @@ class Problem:
             round_slab(R, own, slab)
             torch.sub(work[a:b], own, out=own)
             error += slab.V.diagonal().square() @ R.square_()
-            error -= torch.square(own, out=R).mul_(self.damp[a:b, None]).sum(0)
+            error -= torch.square(own, out=R).sum(0).mul_(self.damp)
         return error
 
     def _kept(self, name: str, like: torch.Tensor) -> torch.Tensor:
@@ -106,14 +105,6 @@ class Problem:
             kept = torch.empty(like.numel(), dtype=like.dtype, device=like.device)
             setattr(self._scratch, name, kept)
         return kept[: like.numel()].view(like.shape)
-
-
-@dataclass(frozen=True)
-class Damping:
-    """What is added to the diagonal of H: `mean` times its mean, and `own` times each element."""
-
-    mean: float
-    own: float
 
 
 Order = Callable[[torch.Tensor], torch.Tensor]
@@ -141,7 +132,7 @@ def by_place(diagonal: torch.Tensor) -> torch.Tensor:
     return torch.arange(diagonal.numel(), device=diagonal.device)
 
 
-def prepare(hessian: Hessian, damping: Damping, ordering: Order, width: int, context: Context) -> Problem | None:
+def prepare(hessian: Hessian, damping: float, ordering: Order, width: int, context: Context) -> Problem | None:
     """Order, damp, factor and cut H into slabs of `width` columns; None when no damping helps.
 
     Notes `dead_columns`, and `damping_steps` with `damping` where it had to be raised.
@@ -154,16 +145,15 @@ def prepare(hessian: Hessian, damping: Damping, ordering: Order, width: int, con
     order = ordering(diagonal)
     mean = float(diagonal.double().sum()) / max(1, diagonal.numel() - count)
     for step in range(RAISES + 1):
-        tried = damping.mean if step == 0 else max(damping.mean, 1e-3) * 10.0**step
-        damp = (diagonal * damping.own).add_(tried * mean)
-        V = _damped(hessian, dead, damp, order, context)
+        tried = damping if step == 0 else max(damping, 1e-3) * 10.0**step
+        V = _damped(hessian, dead, tried * mean, order, context)
         if not run_single(partial(factor_upper, V)):
             continue
         if step:
             context.note("damping_steps", step)
             context.note("damping", tried)
-        cost = torch.empty_like(damp).index_copy_(0, order, V.diagonal().square())
-        return Problem(_slabs(V, width), cost, diagonal, dead, damp[order], order)
+        cost = torch.empty_like(diagonal).index_copy_(0, order, V.diagonal().square())
+        return Problem(_slabs(V, width), cost, diagonal, dead, tried * mean, order)
     return None
 
 
@@ -180,9 +170,7 @@ def relative_error(error: torch.Tensor, energy: torch.Tensor, context: Context) 
     context.note("relative_error", ratios if context.parts else ratios[0])
 
 
-def _damped(
-    hessian: Hessian, dead: torch.Tensor, damp: torch.Tensor, order: torch.Tensor, context: Context
-) -> torch.Tensor:
+def _damped(hessian: Hessian, dead: torch.Tensor, damp: float, order: torch.Tensor, context: Context) -> torch.Tensor:
     H = hessian.mean().to(context.device, exact(context))
     H.diagonal().add_(damp).masked_fill_(dead, 1.0)
     return H[order][:, order]

@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 import torch
 
 from llmc.calibration.statistics import Hessian
-from llmc.compressors.feedback import Damping, Problem, Slab, by_activity, by_groups, exact, prepare, relative_error
+from llmc.compressors.feedback import Problem, Slab, by_activity, by_groups, exact, prepare, relative_error
 from llmc.compressors.options import GridOptions, check_groups, option
 from llmc.compressors.parallel import ordered_map, row_tiles
 from llmc.compressors.rtn import round_to_nearest
@@ -36,7 +36,6 @@ class Gptq(GridOptions):
     """Rounding that makes up for its own errors, by the second moments of the inputs."""
 
     damping: float = option(0.01, "fraction of mean(diag H) added to the diagonal", least=0.0, most=10.0)
-    shrinkage: float = option(0.02, "fraction of each diagonal element of H added to it", least=0.0, most=10.0)
     act_order: bool = option(False, "most active columns of all groups first, params fixed before; off: group by group")
     slab: int = option(128, "columns updated at once", least=16, most=4096)
     propagate: str = option("quantized", "outputs of earlier layers that later ones are calibrated on", choices=SEEN)
@@ -63,7 +62,7 @@ class Gptq(GridOptions):
         fixed = self.act_order or self.group_size is None  # params, before the first column
         order = by_activity if fixed else partial(by_groups, size=size)
         width = self.slab if fixed else max(size, self.slab // size * size)
-        problem = prepare(hessian, Damping(self.damping, self.shrinkage), order, width, context)
+        problem = prepare(hessian, self.damping, order, width, context)
         if problem is None:
             context.note("fallback", "rtn: the Hessian has no Cholesky factor at any damping tried")
             return round_to_nearest(weight, grid, None, context)

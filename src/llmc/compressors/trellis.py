@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 import torch
 
 from llmc.calibration.statistics import Hessian
-from llmc.compressors.feedback import Damping, Problem, Slab, by_activity, by_place, prepare, relative_error
+from llmc.compressors.feedback import Problem, Slab, by_activity, by_place, prepare, relative_error
 from llmc.compressors.options import check_options, option
 from llmc.compressors.parallel import ordered_map, run_single
 from llmc.errors import UsageError
@@ -54,7 +54,6 @@ class Trellis:
     bits_per_weight: float = option(3.0, "stored bits per weight, everything counted", least=0.25, most=7.5)
     states: int = option(8, "of the machine: 4, 8, 16, 32, 64; 1 is plain uniform quantization", least=1, most=64)
     damping: float = option(0.01, "fraction of mean(diag H) added to the diagonal", least=0.0, most=10.0)
-    shrinkage: float = option(0.02, "fraction of each diagonal element of H added to it", least=0.0, most=10.0)
     act_order: bool = option(True, "most active columns first")
     column_steps: float = option(0.75, "how far steps of columns follow what their errors cost", least=0.0, most=1.0)
     tradeoff: float = option(0.45, "price of a bit, in squares of half a step", least=0.0, most=4.0)
@@ -91,9 +90,8 @@ class Trellis:
             hessian = None
         problem = None
         if hessian is not None:
-            damping = Damping(self.damping, self.shrinkage)
             order = by_activity if self.act_order else by_place
-            problem = prepare(hessian, damping, order, self.slab, context)
+            problem = prepare(hessian, self.damping, order, self.slab, context)
         if problem is None:
             problem = independent(weight.shape[1], self.slab)
         return run_single(lambda: Search(self, weight, problem, context)).best()
@@ -106,9 +104,7 @@ def independent(columns: int, width: int) -> Problem:
         b = min(a + width, columns)
         slabs.append(Slab(a, b, torch.zeros(b - a, a), torch.eye(b - a), torch.eye(b - a)))
     ones = torch.ones(columns)
-    return Problem(
-        slabs, ones, ones, torch.zeros(columns, dtype=torch.bool), torch.zeros(columns), torch.arange(columns)
-    )
+    return Problem(slabs, ones, ones, torch.zeros(columns, dtype=torch.bool), 0.0, torch.arange(columns))
 
 
 @dataclass(frozen=True)
