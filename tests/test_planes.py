@@ -254,3 +254,16 @@ def test_refusals() -> None:
     ):
         with pytest.raises(InputError):
             call()
+
+
+@pytest.mark.parametrize("how", [planes.BALANCED["bfloat16"], planes.SMALL["bfloat16"], Split(2, 15, 12)])
+@pytest.mark.parametrize("threads", [1, 3])
+def test_counts_of_many_numbers(how: Split, threads: int) -> None:
+    """By any number of threads, and alike their bytes."""
+    numbers = np.random.default_rng(0).standard_normal((1 << 21) + 3).astype(np.float32).view(np.uint32) >> 16
+    numbers = numbers.astype(np.uint16)
+    fields, _ = planes.split(numbers, how)
+    stream, raw, counts = planes.encode_counted(numbers, how, threads=threads)
+    assert np.array_equal(counts, np.bincount(fields, minlength=counts.size))
+    alone, raw_alone, _ = planes.encode_counted(numbers, how)
+    assert np.array_equal(stream, alone) and np.array_equal(raw, raw_alone)

@@ -209,6 +209,13 @@ def test_histogram() -> None:
     assert np.array_equal(rans.histogram(symbols, contexts), joint)
 
 
+@pytest.mark.parametrize("n", [(1 << 19) - 1, 1 << 19, (1 << 20) + 5])
+def test_histogram_of_many(n: int) -> None:
+    """Those are counted by pairs."""
+    symbols = np.random.default_rng(n).geometric(0.2, n).astype(np.uint8)
+    assert np.array_equal(rans.histogram(symbols), np.bincount(symbols, minlength=256))
+
+
 def test_crc32c() -> None:
     assert rans.crc32c(b"123456789") == 0xE3069283
     data = np.random.default_rng(0).bytes(10_000)

@@ -1,4 +1,5 @@
 #include <algorithm>
+#include <utility>
 
 #include "encode.h"
 
@@ -26,6 +27,17 @@ void count_joint(const std::uint8_t* symbols, const std::uint8_t* tables_of, std
 
 void ByteTally::add(const std::uint8_t* symbols, std::size_t n) {
     std::size_t i = 0;
+    if (!pairs_.empty()) {
+        std::uint32_t* even = pairs_.data();
+        std::uint32_t* odd = even + kPairs;
+        for (; i + 8 <= n; i += 8) {
+            const auto eight = load<std::uint64_t>(symbols + i);
+            ++even[eight & 0xFFFF];
+            ++odd[eight >> 16 & 0xFFFF];
+            ++even[eight >> 32 & 0xFFFF];
+            ++odd[eight >> 48];
+        }
+    }
     for (; i + 8 <= n; i += 8) {
         const auto eight = load<std::uint64_t>(symbols + i);
         ++parts_[0][eight & 0xFF];
@@ -40,9 +52,14 @@ void ByteTally::add(const std::uint8_t* symbols, std::size_t n) {
     for (; i < n; ++i) ++parts_[0][symbols[i]];
 }
 
-void ByteTally::into(std::uint64_t* counts) const {
-    for (const auto& part : parts_)
-        for (std::size_t s = 0; s < 256; ++s) counts[s] += part[s];
+void ByteTally::move_into(std::uint64_t* counts) {
+    for (auto& part : parts_)
+        for (std::size_t s = 0; s < 256; ++s) counts[s] += std::exchange(part[s], 0);
+    for (std::size_t i = 0; i < pairs_.size(); ++i) {
+        const std::uint32_t count = std::exchange(pairs_[i], 0);
+        counts[i & 0xFF] += count;
+        counts[i >> 8 & 0xFF] += count;
+    }
 }
 
 void count_symbols(const std::uint8_t* symbols, const std::uint8_t* tables_of, std::size_t n, std::uint64_t* counts,
@@ -52,9 +69,9 @@ void count_symbols(const std::uint8_t* symbols, const std::uint8_t* tables_of, s
         if (tables_of) {
             count_joint(symbols + at, tables_of + at, size, counts, tables);
         } else {
-            ByteTally tally;
+            ByteTally tally(size);
             tally.add(symbols + at, size);
-            tally.into(counts);
+            tally.move_into(counts);
         }
     }
 }

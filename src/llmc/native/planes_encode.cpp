@@ -1,7 +1,7 @@
 // Numbers to a stream and raw bits in two passes: one counts the fields and packs the rest, one codes.
 #include <algorithm>
 #include <array>
-#include <mutex>
+#include <utility>
 
 #include "planes.h"
 #include "threads.h"
@@ -13,13 +13,26 @@ constexpr std::uint64_t kTask = 1u << 20;  // numbers to a thread at a time; a m
 
 using Block = std::array<std::uint8_t, 2 * kBlock>;  // fields of numbers
 
-// Counts of the fields of at most 2^32 numbers, by one thread.
+// Counts of fields, by one thread.
 class Tally {
 public:
-    explicit Tally(const Split& split) : wide_(split.value_bytes() == 2 ? std::size_t{2} << split.coded : 0) {}
+    Tally(const Split& split, std::uint64_t expected)
+        : bytes_(split.value_bytes() == 1 ? expected : 0),
+          wide_(split.value_bytes() == 1 ? 0 : std::size_t{2} << split.coded),
+          sums_(split.value_bytes() == 1 ? 256 : wide_.size() / 2) {}
 
     void add(const std::uint8_t* fields, std::size_t n) {
-        if (wide_.empty()) return bytes_.add(fields, n);
+        wide_.empty() ? bytes_.add(fields, n) : add_wide(fields, n);
+        if ((seen_ += n) >> 31) fold();  // the tables have 32 bits
+    }
+
+    const std::vector<std::uint64_t>& sums() {
+        fold();
+        return sums_;
+    }
+
+private:
+    void add_wide(const std::uint8_t* fields, std::size_t n) {
         std::uint32_t* even = wide_.data();
         std::uint32_t* odd = even + wide_.size() / 2;
         std::size_t i = 0;
@@ -30,25 +43,25 @@ public:
         if (i < n) ++even[load<std::uint16_t>(fields + 2 * i)];
     }
 
-    void into(std::vector<std::uint64_t>& counts) const {
-        if (wide_.empty()) return bytes_.into(counts.data());
-        for (std::size_t i = 0; i < counts.size(); ++i) counts[i] += std::uint64_t{wide_[i]} + wide_[i + counts.size()];
+    void fold() {
+        seen_ = 0;
+        if (wide_.empty()) return bytes_.move_into(sums_.data());
+        for (std::size_t i = 0; i < wide_.size(); ++i) sums_[i % sums_.size()] += std::exchange(wide_[i], 0);
     }
 
-private:
     ByteTally bytes_;
     std::vector<std::uint32_t> wide_;
+    std::vector<std::uint64_t> sums_;
+    std::uint64_t seen_ = 0;
 };
 
 // First pass.
 std::vector<std::uint64_t> count_fields(const Split& split, const std::uint8_t* numbers, std::uint64_t n,
                                         std::uint8_t* raw, unsigned threads) {
-    const std::size_t values = split.value_bytes() == 2 ? std::size_t{1} << split.coded : 256;
-    std::vector<std::uint64_t> counts(values);
-    std::mutex lock;
-    parallel(static_cast<std::size_t>((n + kTask - 1) / kTask), threads, [&](std::size_t index) {
+    std::vector<Tally> tallies(std::max(1u, threads), Tally(split, n));
+    parallel_on(static_cast<std::size_t>((n + kTask - 1) / kTask), threads, [&](std::size_t index, std::size_t thread) {
         const std::uint64_t begin = index * kTask, end = std::min(n, begin + kTask);
-        Tally tally(split);
+        Tally& tally = tallies[thread];
         Block fields;
         for (std::uint64_t at = begin; at < end; at += kBlock) {
             const auto first = static_cast<std::size_t>(at);
@@ -56,9 +69,12 @@ std::vector<std::uint64_t> count_fields(const Split& split, const std::uint8_t* 
             plane_loops().take(split, numbers + first * split.bytes, count, fields.data(), raw + split.raw_bytes(first));
             tally.add(fields.data(), count);
         }
-        const std::lock_guard<std::mutex> guard(lock);
-        tally.into(counts);
     });
+    std::vector<std::uint64_t> counts = tallies[0].sums();
+    for (std::size_t t = 1; t < tallies.size(); ++t) {
+        const std::vector<std::uint64_t>& others = tallies[t].sums();
+        for (std::size_t i = 0; i < counts.size(); ++i) counts[i] += others[i];
+    }
     return counts;
 }
 
