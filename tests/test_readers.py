@@ -224,7 +224,8 @@ def test_bitsandbytes(architecture: str, rules: dict[str, Grid], dtype: torch.dt
         decoded = functional.dequantize_4bit(layer.weight.data, layer.weight.quant_state)
         assert torch.equal(decoded, expected.t() if architecture == "gpt2" else expected), name
     reference = logits(load(written.dense, architecture), architecture)
-    assert torch.allclose(logits(model, architecture), reference, rtol=0.02, atol=0.02)
+    rounding = 0.01 * float(reference.abs().max())  # of bfloat16, where the processor multiplies in it
+    assert torch.allclose(logits(model, architecture), reference, rtol=0.02, atol=rounding)
     assert written.promise == "yes, with bitsandbytes installed"
 
 

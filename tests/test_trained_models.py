@@ -51,8 +51,11 @@ def logits(model: Any) -> torch.Tensor:
 @pytest.mark.parametrize(("run", "container"), [("int", "compressed-tensors"), ("nf4", "bitsandbytes")])
 def test_official_readers_compute_what_the_decoded_values_do(run: str, container: str, written: Path) -> None:
     ours, theirs = logits(official(written / run / "dense")), logits(official(written / run / container))
-    difference = (ours - theirs).abs().max()
-    print(f"{container}: largest logit difference {difference:.2g} of {ours.abs().max():.3g}")
+    difference, largest = (ours - theirs).abs().max(), ours.abs().max()
+    print(f"{container}: largest logit difference {difference:.2g} of {largest:.3g}")
+    if container == "bitsandbytes" and difference:  # its product for processors with bfloat16 instructions rounds more
+        assert difference < 0.02 * largest
+        difference = (ours - logits(official(written / run / container).dequantize())).abs().max()
     assert difference == 0
 
 
