@@ -28,13 +28,13 @@ Steps exactly(Path path, const DecodeTables& tables, std::size_t lanes) {
     return scalar_steps(tables);
 }
 
-// One table over 32 symbols, halving from 2^11.
-DecodeTables sample_tables() {
+// One table, halving from 2^11.
+DecodeTables sample_tables(unsigned symbols) {
     Model model;
     model.tables.resize(1);
     std::uint16_t left = 4096;
-    for (unsigned symbol = 0; symbol < 32; ++symbol) {
-        const std::uint16_t q = symbol < 6 ? static_cast<std::uint16_t>(left / 2) : std::uint16_t{2};
+    for (unsigned symbol = 0; symbol < symbols; ++symbol) {
+        const std::uint16_t q = symbol < 6 ? static_cast<std::uint16_t>(left / 2) : std::uint16_t{1};
         model.tables[0][symbol] = q;
         left = static_cast<std::uint16_t>(left - q);
     }
@@ -60,25 +60,29 @@ double time_of(Steps steps, const DecodeTables& tables, const std::vector<std::u
     return best;
 }
 
-Path measured(bool with_search) {
-    const DecodeTables tables = sample_tables();
+Path measured(unsigned symbols) {
+    const DecodeTables tables = sample_tables(symbols);
     std::vector<std::uint8_t> words(2 * kBlock);
     std::uint32_t random = 1;
     for (std::uint8_t& byte : words) byte = static_cast<std::uint8_t>((random = random * 1664525u + 1013904223u) >> 24);
     Path fastest = Path::kScalar;
     double best = 1e30;
     for (const Named& candidate : all_paths()) {
-        if (!candidate.runs || (candidate.path == Path::kAvx512Search && !with_search)) continue;
-        const double time = time_of(exactly(candidate.path, tables, 64), tables, words);
+        const Steps steps = candidate.runs ? exactly(candidate.path, tables, 64) : nullptr;
+        if (!steps) continue;
+        // A short search wins ties: it leaves the caches to others, and numbers may be stored past them.
+        const bool favoured = candidate.path == Path::kAvx512Search && symbols <= 32;
+        const double time = time_of(steps, tables, words) * (favoured ? 0.9 : 1.0);
         if (time < best) fastest = candidate.path;
         if (time < best) best = time;
     }
     return fastest;
 }
 
-Path fastest(bool searchable) {
-    static const Path with_search = measured(true), without = measured(false);
-    return searchable ? with_search : without;
+Path fastest(Search search) {
+    static const Path few = measured(32), many = measured(kSearch), without = measured(2 * kSearch);
+    if (search == Search::kNone) return without;
+    return search == Search::kHalve6 ? many : few;
 }
 #endif
 
@@ -103,7 +107,7 @@ std::vector<std::string> path_names() {
 
 #ifdef LLMC_X86
 Path path_for(Path path, const DecodeTables& tables, std::size_t lanes) {
-    if (path == Path::kAuto) path = fastest(tables.search.how != Search::kNone);
+    if (path == Path::kAuto) path = fastest(tables.search.how);
     auto rank = static_cast<unsigned>(path);
     while (rank > static_cast<unsigned>(Path::kScalar) && !exactly(static_cast<Path>(rank), tables, lanes)) --rank;
     return static_cast<Path>(rank);
