@@ -173,7 +173,8 @@ def relative_error(error: torch.Tensor, energy: torch.Tensor, context: Context) 
 def _damped(hessian: Hessian, dead: torch.Tensor, damp: float, order: torch.Tensor, context: Context) -> torch.Tensor:
     H = hessian.mean().to(context.device, exact(context))
     H.diagonal().add_(damp).masked_fill_(dead, 1.0)
-    return H[order][:, order]
+    H = H[order]  # one at a time: of wide layers a copy is large
+    return H[:, order]
 
 
 def _slabs(V: torch.Tensor, width: int) -> list[Slab]:
