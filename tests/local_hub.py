@@ -47,6 +47,8 @@ class Reply:
     body: bytes
     status: int = 200
     headers: dict[str, str] = field(default_factory=dict)
+    cut: int | None = None  # close the connection after so many bytes of the body
+    measured: bool = True  # say how long the body is
 
 
 def as_json(value: object, status: int = 200, **headers: str) -> Reply:
@@ -62,7 +64,8 @@ class LocalHub:
         self.repos: dict[str, Repo] = {}  # "user/name" or "datasets/user/name"
         self.large: dict[str, bytes] = {}  # SHA-256 -> content of a large file
         self.log: list[tuple[str, str, str]] = []  # method, path, authorization
-        self.failing: dict[str, Reply] = {}  # part of a path -> what to answer instead
+        self.heard: list[str] = []  # the same requests, with all their headers
+        self.failing: dict[str, Reply] = {}  # part of a path, or "METHOD path" -> what to answer instead
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(self))
         self._server.daemon_threads = True
         self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
@@ -85,7 +88,7 @@ class LocalHub:
 
     def answer(self, method: str, path: str, token: str, body: bytes) -> Reply:
         for part, reply in self.failing.items():
-            if part in path:
+            if part in f"{method} {path}":
                 return reply
         if token and token not in self.tokens:
             message = "Invalid credentials in Authorization header"
@@ -105,14 +108,17 @@ def _handler(hub: LocalHub) -> type[BaseHTTPRequestHandler]:
             path = urlsplit(self.path).path
             authorization = self.headers.get("Authorization", "")
             hub.log.append((self.command, path, authorization))
+            hub.heard.append(f"{self.command} {self.path}\n{self.headers}")
             reply = hub.answer(self.command, path, authorization.removeprefix("Bearer "), self.body())
             self.send_response(reply.status)
             for name, value in reply.headers.items():
                 self.send_header(name, value)
-            self.send_header("Content-Length", str(len(reply.body)))
+            if reply.measured:
+                self.send_header("Content-Length", str(len(reply.body)))
             self.end_headers()
             if self.command != "HEAD":
-                self.wfile.write(reply.body)
+                self.wfile.write(reply.body[: reply.cut])
+            self.close_connection = self.close_connection or reply.cut is not None or not reply.measured
 
         do_GET = do_HEAD = do_POST = do_PUT = respond  # noqa: N815 (http.server's names)
 

@@ -212,10 +212,9 @@ def test_a_failing_disk(
 
 
 def test_an_output_that_cannot_be_put_in_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("llmc.workfolder.exchange", lambda one, other: False)
     (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "old.txt").write_text("old")
-    (tmp_path / "out.llmc-replaced").mkdir()  # of a run killed between its two renames
-    (tmp_path / "out.llmc-replaced" / "older.txt").write_text("older")
+    (tmp_path / "out" / "old.safetensors").write_text("old")
     artifact = new(tmp_path)
     artifact.open(fresh=False, force=True)
     artifact.record(unit(artifact, "a"))
@@ -230,7 +229,7 @@ def test_an_output_that_cannot_be_put_in_place(tmp_path: Path, monkeypatch: pyte
         patch.setattr(os, "rename", rename)
         artifact.finish()
     artifact.abandon()
-    assert digests(tmp_path / "out").keys() == {"old.txt"}
+    assert digests(tmp_path / "out").keys() == {"old.safetensors"}
     again = new(tmp_path)
     again.open(fresh=False, force=True)
     assert set(again.done) == {"a"}

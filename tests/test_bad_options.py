@@ -59,11 +59,20 @@ def snapshot(folder: Path) -> dict[str, str]:
 
 OUTPUTS: list[tuple[str, str, bool]] = [
     ("old", "old: the output folder exists; add --force to replace it", False),
+    ("notes", "notes: it holds what no model does: kept.txt; move that away, or choose another -o", True),
+    (
+        "home",
+        "home: it holds what no model does: .git/HEAD, Documents/a.txt, Documents/b.txt and 2 more; "
+        "move that away, or choose another -o",
+        True,
+    ),
     ("model", f"model: the output is the input or lies inside it; {ANOTHER}", True),
     ("model/out", f"out: the output is the input or lies inside it; {ANOTHER}", True),
     ("link-to-model/out", f"out: the output is the input or lies inside it; {ANOTHER}", True),
     ("model/../model", f"model: the output is the input or lies inside it; {ANOTHER}", True),
     (".", f"{{}}: the input lies inside the output; {ANOTHER}", True),
+    ("\udcff", f"\\udcff: its name is not UTF-8; {ANOTHER}", True),
+    ("n" * 250, f"{'n' * 60}: its name is too long, or no name; {ANOTHER}", True),
     ("file", f"file: the output path exists and is not a folder; {ANOTHER}", True),
     ("file/out", f"out: file is not a folder; {ANOTHER}", True),
     ("link", f"link: the output path exists and is not a folder; {ANOTHER}", True),
@@ -76,8 +85,12 @@ OUTPUTS: list[tuple[str, str, bool]] = [
 def test_outputs(command: Command, place: Path, tmp_path: Path, where: str, line: str, forced: bool) -> None:
     """All of them are refused even with --force, but the one that only needs it."""
     model = shutil.copytree(place / "model", tmp_path / "model")
-    (tmp_path / "old").mkdir()
-    (tmp_path / "old" / "kept.txt").write_text("mine")
+    old = shutil.copytree(place / "model", tmp_path / "old")
+    notes = shutil.copytree(old, tmp_path / "notes")
+    (notes / "kept.txt").write_text("mine")
+    for name in (".git/HEAD", "Documents/a.txt", "Documents/b.txt", "c.txt", "link"):
+        (tmp_path / "home" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "home" / name).write_text("mine")
     (tmp_path / "file").write_text("mine")
     (tmp_path / "link").symlink_to(tmp_path / "old")
     (tmp_path / "link-to-model").symlink_to(model)
@@ -93,10 +106,10 @@ def test_outputs(command: Command, place: Path, tmp_path: Path, where: str, line
 
 def test_an_empty_folder_is_no_obstacle_and_force_replaces(command: Command, place: Path, out: Path) -> None:
     out.mkdir()
-    assert command("quantize", place / "model", "-o", out, *RTN).code == 0
-    (out / "mine.txt").write_text("lost by --force")
+    assert command("quantize", place / "model", "-o", out, *RTN, "--format", "dense").code == 0
+    before = snapshot(out)
     assert command("quantize", place / "model", "-o", out, *RTN, "--force").code == 0
-    assert not (out / "mine.txt").exists()
+    assert snapshot(out).keys() != before.keys()
     assert [p.name for p in out.parent.iterdir()] == ["out"]
 
 

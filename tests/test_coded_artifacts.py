@@ -20,8 +20,8 @@ import llmc.hf
 from llmc.coded_files import held_config
 from llmc.errors import CheckpointError, InputError, UnsupportedError
 from llmc.eval.sizes import folder_sizes
-from llmc.originals import ARCHIVE
 from llmc.runtime import resident
+from llmc.travel import ARCHIVE
 
 CASES = {
     "llama": ("llama", "compressed-tensors", {"bits": 3, "group_size": 32}),

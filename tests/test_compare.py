@@ -216,7 +216,7 @@ def test_figures_are_shown_where_their_file_cannot_be_written(
     real = Path.replace
 
     def full(path: Path, target: Path) -> Path:
-        if path.suffix == ".llmc-partial":
+        if path.name.startswith(".t.md."):
             raise OSError(errno.ENOSPC, "No space left on device")
         return real(path, target)
 

@@ -154,8 +154,8 @@ def test_leftovers_are_not_sent(hub: LocalHub, folder: Path) -> None:
     result = push(folder, "me/small", token=TOKEN, endpoint=hub.url)
     assert set(result.skipped) == {
         ".DS_Store",
-        ".git/HEAD",
-        "__pycache__/a.pyc",
+        ".git/",
+        "__pycache__/",
         "model.safetensors.tmp",
         "notes~",
         "optimizer.pt",

@@ -19,14 +19,14 @@ PACKAGE = ROOT / "src" / "llmc"
 LAYERS = tuple(
     row.split()
     for row in (
-        "errors pages registry structure strict_json safetensors_header safetensors_file embedded _native",
+        "errors pages disk registry structure strict_json safetensors_header safetensors_file embedded _native",
         "calibration formats",
         "compressors",
         "recipe recipe_paths recipe_yaml schema gates",
         "coded_files checkpoint skeleton packed stored originals decoding activations artifact coded_folder encoding "
-        "layout manifest sidecar card hf runtime",
-        "planning ram walk sharing sensitivity eval hub loading lossless_folder lossless_writing lossless_verification "
-        "decompressing inspection verification exporting",
+        "layout manifest travel sidecar inventory workfolder card hf runtime",
+        "planning ram walk sharing sensitivity eval hub snapshot loading lossless_folder lossless_writing "
+        "lossless_verification decompressing inspection verification exporting",
         "pipeline execution budgets finishing entropy controls comparing reporting",
         "cli __main__",
     )

@@ -224,7 +224,8 @@ def test_bitsandbytes(architecture: str, rules: dict[str, Grid], dtype: torch.dt
         decoded = functional.dequantize_4bit(layer.weight.data, layer.weight.quant_state)
         assert torch.equal(decoded, expected.t() if architecture == "gpt2" else expected), name
     reference = logits(load(written.dense, architecture), architecture)
-    rounding = 0.01 * float(reference.abs().max())  # of bfloat16, where the processor multiplies in it
+    in_brain = functional.has_avx512bf16()  # then it multiplies in bfloat16
+    rounding = 0.01 * float(reference.abs().max()) if in_brain else 0.02
     assert torch.allclose(logits(model, architecture), reference, rtol=0.02, atol=rounding)
     assert written.promise == "yes, with bitsandbytes installed"
 

@@ -1,28 +1,27 @@
-"""Write side: model folders built next to OUT and renamed into place only when complete.
+"""Write side: model folders built next to OUT and put into place only when complete.
 
-`OUT.llmc-partial/` holds the folders being written, a lock, and a journal with one line per finished unit of work (a
+The work folder (`workfolder`) holds the folders being written and a journal with one line per finished unit of work (a
 block, usually): the hashes of its tensors and its rows of the report. Every tensor has its place from the start, so a
 run that is killed goes on after the last journalled unit and ends with the same bytes.
 """
 
 from __future__ import annotations
 
-import errno
-import fcntl
 import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from llmc.disk import disk_errors
 from llmc.errors import OutputError, StorageError
 from llmc.layout import WeightFiles
+from llmc.workfolder import JOURNAL, WorkFolder, check_place
 
 CHUNK = 1 << 24
 
@@ -53,7 +52,7 @@ class Folder:
         """Create the weight files at full size, so that a full disk is known before the work."""
         self.path.mkdir(parents=True, exist_ok=True)
         for name, size in self.files.sizes.items():
-            handle = os.open(self.path / name, os.O_RDWR | os.O_CREAT, 0o644)
+            handle = os.open(self.path / name, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
             self._open[name] = handle
             if fresh or os.fstat(handle).st_size != size:
                 os.ftruncate(handle, 0)
@@ -140,6 +139,7 @@ class Artifact:
         files: folder name -> weight files; the name is "" when OUT itself is the only folder.
         fingerprint: digest of everything the result depends on; a resume must agree with it.
         folder: makes a Folder of its path and its weight files.
+        inputs: folders and files that the run reads.
     """
 
     def __init__(
@@ -148,22 +148,27 @@ class Artifact:
         files: dict[str, WeightFiles],
         fingerprint: dict[str, str],
         folder: Callable[[Path, WeightFiles], Folder] = Folder,
+        inputs: Sequence[Path] = (),
     ) -> None:
-        self.out = out
-        self.partial = out.with_name(out.name + ".llmc-partial")
+        self.out, self.inputs = out, inputs
+        self.work = WorkFolder(out)
         self.fingerprint = fingerprint
         self.folders = {name: folder(self.partial / "model" / name, f) for name, f in files.items()}
         self.done: dict[str, Unit] = {}
-        self._lock: int | None = None
+        self._force = False
         self._others = False  # what lies there is an earlier run's
+
+    @property
+    def partial(self) -> Path:
+        """Where the work is done."""
+        return self.work.path
 
     def open(self, *, fresh: bool, force: bool) -> None:
         """Start or go on. Raises OutputError when OUT exists, is in use, or belongs to another run."""
-        check_out(self.out, force)
-        with disk_errors(self.out):
-            self.partial.mkdir(parents=True, exist_ok=True)
-        self._take_lock()
+        check_place(self.out, force, *self.inputs)
+        self._force = force
         try:
+            self.work.open()
             self._start([] if fresh else self._read_journal())
         except BaseException:
             self.abandon()
@@ -174,7 +179,7 @@ class Artifact:
         """Make the weight files, or take over those of an earlier run with the same fingerprint."""
         self._others = bool(journal)
         if not journal:
-            self._discard()
+            self.work.clear()
         elif journal[0]["fingerprint"] != self.fingerprint:
             before = journal[0]["fingerprint"]
             changed = sorted(k for k in self.fingerprint if before.get(k) != self.fingerprint[k]) or ["version"]
@@ -198,24 +203,12 @@ class Artifact:
         self._append({"unit": unit.name, "tensors": unit.tensors, "report": unit.report})
 
     def finish(self, made: str = "model") -> None:
-        """Put the complete folders in place under OUT, in one rename: those in `made`, beside the journal."""
+        """Put the complete folders in place under OUT, in one step: those in `made`, beside the journal."""
         with disk_errors(self.out):
             for folder in self.folders.values():
                 folder.close()
-            old = self.out.with_name(self.out.name + ".llmc-replaced")
-            if self.out.exists():
-                shutil.rmtree(old, ignore_errors=True)  # left by a kill between these renames
-                os.rename(self.out, old)
-            try:
-                os.rename(self.partial / made, self.out)
-            except OSError:
-                if old.exists():
-                    os.rename(old, self.out)
-                raise
-            _sync_directory(self.out.parent)
-            shutil.rmtree(old, ignore_errors=True)
-            shutil.rmtree(self.partial, ignore_errors=True)
-        self._release()
+            self.work.publish(made, force=self._force)
+        self.work.release()
 
     def abandon(self) -> None:
         """Close everything after a failure. The journal stays when it holds finished work, else nothing does."""
@@ -223,33 +216,13 @@ class Artifact:
             for handle in folder._open.values():
                 os.close(handle)
             folder._open.clear()
-        if self._lock is not None and not self.done and not self._others:
-            shutil.rmtree(self.partial, ignore_errors=True)
-        self._release()
-
-    def _take_lock(self) -> None:
-        handle = os.open(self.partial / "lock", os.O_RDWR | os.O_CREAT, 0o644)
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            os.close(handle)
-            raise OutputError("another run is writing this output", where=self.out.name, fix="wait for it") from error
-        self._lock = handle
-
-    def _release(self) -> None:
-        if self._lock is not None:
-            os.close(self._lock)
-            self._lock = None
-
-    def _discard(self) -> None:
-        for item in self.partial.iterdir():
-            if item.name == "lock":
-                continue
-            shutil.rmtree(item) if item.is_dir() else item.unlink()
+        if self.work.is_open and not self.done and not self._others:
+            self.work.remove()
+        self.work.release()
 
     def _read_journal(self) -> list[dict[str, Any]]:
         """The journal's lines up to the first damaged one: a kill cuts the last line."""
-        path = self.partial / "journal.jsonl"
+        path = self.partial / JOURNAL
         lines: list[dict[str, Any]] = []
         for line in path.read_bytes().split(b"\n") if path.is_file() else ():
             try:
@@ -260,12 +233,13 @@ class Artifact:
             if not isinstance(kind, str if lines else dict):
                 break
             lines.append(document)
-        if lines:
-            path.write_bytes(b"".join(json.dumps(line).encode() + b"\n" for line in lines))
+        text = b"".join(json.dumps(line).encode() + b"\n" for line in lines)
+        if lines and text != path.read_bytes():
+            path.write_bytes(text)
         return lines
 
     def _append(self, line: dict[str, Any]) -> None:
-        with disk_errors(self.out), open(self.partial / "journal.jsonl", "ab") as file:
+        with disk_errors(self.out), open(self.partial / JOURNAL, "ab") as file:
             file.write(json.dumps(line).encode() + b"\n")
             file.flush()
             os.fsync(file.fileno())
@@ -292,48 +266,9 @@ class Artifact:
             )
 
 
-def check_out(out: Path, force: bool) -> None:
-    """Refuse an OUT that exists (without `force`) or is not a place for a folder."""
-    if out.is_symlink() or (out.exists() and not out.is_dir()):
-        raise OutputError("the output path exists and is not a folder", where=out.name, fix="choose another -o")
-    stop = next((p for p in out.absolute().parents if p.exists()), out)
-    if not stop.is_dir():
-        raise OutputError(f"{stop.name} is not a folder", where=out.name, fix="choose another -o")
-    if out.is_dir() and any(out.iterdir()) and not force:
-        raise OutputError("the output folder exists", where=out.name, fix="add --force to replace it")
-
-
-def check_apart(out: Path, model: Path) -> None:
-    """Refuse an OUT that is the input or lies inside it, or the other way round."""
-    one, other = out.resolve(), model.resolve()
-    if one == other or other in one.parents:
-        raise OutputError("the output is the input or lies inside it", where=out.name, fix="choose another -o")
-    if one in other.parents:
-        raise OutputError("the input lies inside the output", where=out.name, fix="choose another -o")
-
-
 def raw_bytes(tensor: torch.Tensor) -> memoryview:
     """The bytes of a contiguous CPU tensor, without a copy."""
     if tensor.numel() == 0:
         return memoryview(b"")
     data: Any = tensor.contiguous().view(-1).view(torch.uint8).numpy()
     return memoryview(data)
-
-
-@contextmanager
-def disk_errors(out: Path, what: str = "write") -> Iterator[None]:
-    """Turn errors of the operating system into one line about the disk."""
-    try:
-        yield
-    except OSError as error:
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-        fix = "free some space and run the same command again" if full else ""
-        raise StorageError(f"cannot {what}: {error.strerror or error}", where=out.name, fix=fix) from error
-
-
-def _sync_directory(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

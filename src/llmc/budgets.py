@@ -7,24 +7,24 @@ killed goes on from it.
 from __future__ import annotations
 
 import math
-import shutil
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from llmc.artifact import Artifact, Folder, check_apart, check_out
+from llmc.artifact import Artifact, Folder
 from llmc.calibration.data import CalibrationSet
 from llmc.calibration.inputs import model_inputs
 from llmc.errors import UnsupportedError
-from llmc.execution import Execution, Written, execute
+from llmc.execution import Execution, Written, execute, inputs_of
 from llmc.layout import arrange
 from llmc.planning import Job, kept_bytes
 from llmc.ram import GRADIENT_PASSES, gradient_batch, shares
 from llmc.sensitivity import kl_losses
 from llmc.sharing import LEAST, MOST, shared_out
 from llmc.structure import Progress, silent
+from llmc.workfolder import check_place, discard
 
 ROOM = 256
 """Bytes of a header that may not be known before."""
@@ -54,8 +54,7 @@ def with_rates(job: Job, out: Path, *, fresh: bool, force: bool, progress: Progr
     if not shares(job.recipe) and budget is None:
         return job
     mean = asked(job) if budget is None else _affordable(job, budget, kept_bytes(job))
-    check_apart(out, job.checkpoint.folder)
-    check_out(out, force)
+    check_place(out, force, *inputs_of(job))
     survey = take_survey(_equal(job, mean), survey_of(out), fresh=fresh, progress=progress)
     if budget is not None:
         mean = _affordable(job, budget, survey.kept)
@@ -72,8 +71,7 @@ def survey_of(out: Path) -> Path:
 
 def forget_survey(out: Path) -> None:
     """Remove what a survey left."""
-    place = survey_of(out)
-    shutil.rmtree(place.with_name(place.name + ".llmc-partial"), ignore_errors=True)
+    discard(survey_of(out))
 
 
 def take_survey(job: Job, place: Path, *, fresh: bool, progress: Progress | None) -> Survey:
@@ -163,8 +161,7 @@ def within_kl(
     most = job.recipe.max_kl
     if most is None:
         return job
-    check_apart(out, job.checkpoint.folder)
-    check_out(out, force)
+    check_place(out, force, *inputs_of(job))
     survey = take_survey(_equal(job, asked(job)), survey_of(out), fresh=fresh, progress=progress)
     fails, holds = LEAST, MOST
     found: dict[str, float] | None = None

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import torch
 
-from llmc.artifact import CHUNK, Folder, disk_errors, raw_bytes
+from llmc.artifact import CHUNK, Folder, raw_bytes
 from llmc.coded_files import cores
+from llmc.disk import disk_errors
 from llmc.errors import StorageError
 from llmc.formats import tensor_coder
 from llmc.layout import WeightFiles, arrange, coded_files

@@ -15,25 +15,35 @@ from typing import Any
 
 import torch
 
-from llmc.artifact import Artifact, Folder, check_apart, check_out
+from llmc.artifact import Artifact, Folder
+from llmc.checkpoint import read_config
 from llmc.coded_files import SUFFIX, CodedTensors, cores, is_coded, overlapped, plain_name
 from llmc.errors import CheckpointError, InputError
 from llmc.formats.coded_head import TRELLIS, Head
 from llmc.layout import Slot, WeightFiles
 from llmc.loading import located
-from llmc.manifest import dump_json, read_manifest
+from llmc.lossless_folder import EDITED, MOST_KEPT
+from llmc.manifest import digest_file, dump_json, read_manifest
 from llmc.originals import restore
 from llmc.safetensors_file import read_file, write_header
 from llmc.safetensors_header import HEADER_LIMIT
-from llmc.sidecar import carried_files, plain_files
+from llmc.sidecar import INDEX, carried_files, plain_files
 from llmc.structure import Progress, Table, silent
+from llmc.travel import distinct, left_out_note, note, survey
+from llmc.workfolder import check_place
 
 AGAIN = "write or download the folder again"
 
 
 @dataclass(frozen=True)
 class Decompressed:
-    """What `decompress` wrote."""
+    """What `decompress` wrote.
+
+    Attributes:
+        exact: the files are byte for byte what the record says that they were.
+        checked: tensors that are bit for bit what the record says.
+        notes: what has no record, and what stayed behind.
+    """
 
     out: Path
     files: tuple[str, ...]
@@ -41,15 +51,20 @@ class Decompressed:
     weight_bytes: int
     exact: bool
     seconds: float
+    checked: int = 0
+    notes: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
-        return {**vars(self), "out": str(self.out), "files": list(self.files)}
+        return {**vars(self), "out": str(self.out), "files": list(self.files), "notes": list(self.notes)}
 
     def tables(self) -> list[Table]:
         rate = f"{self.weight_bytes:,} bytes, {self.weight_bytes / max(self.seconds, 1e-9) / 1e6:,.0f} MB/s"
         same = "byte for byte as they were" if self.exact else "the tensors bit for bit as they were"
-        rows = (("weight files", rate), ("tensors", f"{self.tensors:,}"), ("files", same))
-        return [Table(f"Written to {self.out}", ("what", ""), rows)]
+        if self.checked < self.tensors:
+            same = f"{self.checked:,} tensors bit for bit as they were, of the others there is no record"
+        rows = [("weight files", rate), ("tensors", f"{self.tensors:,}"), ("files", same)]
+        rows += [("note", line) for line in self.notes]
+        return [Table(f"Written to {self.out}", ("what", ""), tuple(rows))]
 
 
 def decompress(
@@ -74,29 +89,30 @@ def decompress(
     source, out = located(folder), Path(out)
     if not is_coded(source):
         raise CheckpointError(f"no *{SUFFIX} file in it", where=str(source), fix="give what llmc lossless wrote")
-    check_apart(out, source)
-    check_out(out, force)
+    check_place(out, force, source)
     coded = CodedTensors(source)
     heads = {name: coded.head(name) for name in coded.entries}
     if any(head.kind == TRELLIS for head in heads.values()):
         message = "its matrices were quantized: there is no original in it"
         raise InputError(message, where=source.name, fix="llmc export --format dense gives a plain model")
     files, exact = _plan(coded, heads)
-    artifact = Artifact(out, {"": files}, {"decompress": str(source.resolve())})
+    artifact = Artifact(out, {"": files}, {"decompress": str(source.resolve())}, inputs=[source])
     artifact.open(fresh=True, force=force)
     try:
         place = artifact.folders[""]
         manifest = (read_manifest(source) if source.is_dir() else None) or {}
-        _write(coded, place, manifest, threads or cores(), progress or silent)
+        checked = _write(coded, place, manifest, threads or cores(), progress or silent)
         place.close()
-        _restore(source, place.path, place.files, manifest)
-        restore(source, place.path, manifest)
-        _check_files(place.path, manifest)
+        notes = _restore(source, place.path, place.files, manifest)
+        notes += restore(source, place.path, manifest)
+        _check_index(place.path, place.files)
+        exact = exact and _check_files(place.path, files, manifest) and checked == len(heads)
         artifact.finish()
     finally:
         artifact.abandon()
     names = tuple(sorted(files.sizes))
-    return Decompressed(out, names, len(heads), files.total, exact, time.monotonic() - begin)
+    seconds = time.monotonic() - begin
+    return Decompressed(out, names, len(heads), files.total, exact, seconds, checked, tuple(notes))
 
 
 def _plan(coded: CodedTensors, heads: dict[str, Head]) -> tuple[WeightFiles, bool]:
@@ -114,6 +130,8 @@ def _plan(coded: CodedTensors, heads: dict[str, Head]) -> tuple[WeightFiles, boo
         for tensor, (start, stop) in spans.items():
             files.slots[tensor] = Slot(name, *described[tensor], start, stop)
         files.sizes[name] = max([len(header), *(stop for _, stop in spans.values())])
+    for name, reason in distinct(files.sizes)[1]:
+        raise CheckpointError(f"{name} {reason}", where=coded.path.name, fix=AGAIN)
     return files, exact
 
 
@@ -143,8 +161,9 @@ def _original(metadata: dict[str, str], path: Path) -> dict[str, str]:
     return found
 
 
-def _write(coded: CodedTensors, place: Folder, manifest: dict[str, Any], threads: int, progress: Progress) -> None:
-    total, done = place.files.total / 1e6, 0.0
+def _write(coded: CodedTensors, place: Folder, manifest: dict[str, Any], threads: int, progress: Progress) -> int:
+    """Write all tensors; how many have the digest that is recorded of them. Raises CheckpointError when one differs."""
+    total, done, checked = place.files.total / 1e6, 0.0, 0
     known = {name: record.get("decoded") for name, record in manifest.get("tensors", {}).items()}
     decoded = coded.tensors(threads=threads)
     for (name, _), digest in overlapped(lambda pair: place.write(*pair), decoded):
@@ -153,43 +172,82 @@ def _write(coded: CodedTensors, place: Folder, manifest: dict[str, Any], threads
             raise CheckpointError(
                 f"tensor {name} did not become what it was", where=str(coded.entries[name].file), fix=AGAIN
             )
+        checked += name in known
         done += (slot.stop - slot.start) / 1e6
         progress("decode MB", done, total)
+    return checked
 
 
-def _restore(source: Path, folder: Path, files: WeightFiles, manifest: dict[str, Any]) -> None:
-    """The files beside the weights: those that were edited as they were, without llmc's own."""
+def _restore(source: Path, folder: Path, files: WeightFiles, manifest: dict[str, Any]) -> list[str]:
+    """The files beside the weights: those that were edited as they were, without llmc's own. Returns notes.
+
+    Raises CheckpointError when one is not as it was sealed.
+    """
     if not source.is_dir():
-        return
-    kept = manifest.get("original_files", {})
-    for path in plain_files(source):
-        if path.name != "README.md" and path.name != "config.json":
-            shutil.copyfile(path, folder / path.name)
-    for path in carried_files(source):  # those of sentence-transformers' modules are in folders
-        place = folder / path.relative_to(source)
-        place.parent.mkdir(exist_ok=True)
-        shutil.copyfile(path, place)
+        return []
+    kept, sealed = _texts(source, manifest), manifest.get("files", {})
+    unknown: list[str] = []
+    for path in dict.fromkeys([*plain_files(source), *carried_files(source)]):
+        name = path.relative_to(source).as_posix()
+        if name in ("README.md", "config.json"):
+            continue
+        (folder / name).parent.mkdir(exist_ok=True)  # settings of sentence-transformers' modules are in folders
+        shutil.copyfile(path, folder / name)
+        if name not in sealed:
+            unknown.append(name)
+        elif sealed[name]["sha256"] != digest_file(folder / name):
+            raise CheckpointError(f"{name} is not as it was sealed", where=source.name, fix=AGAIN)
     if "config.json" not in kept and (source / "config.json").is_file():
-        config = json.loads((source / "config.json").read_bytes())
+        config = read_config(source)
         config.pop("quantization_config", None)
         (folder / "config.json").write_bytes(dump_json(config))
+        unknown.append("config.json")
     for name, text in kept.items():
-        if isinstance(text, str) and name in ("config.json", "README.md", "model.safetensors.index.json"):
-            (folder / name).write_bytes(text.encode())
-    index = folder / "model.safetensors.index.json"
-    if len(files.sizes) > 1 and not index.exists() and "model.safetensors" not in files.sizes:
+        (folder / name).write_bytes(text.encode())
+    if len(files.sizes) > 1 and not (folder / INDEX).exists() and "model.safetensors" not in files.sizes:
         total = sum(slot.stop - slot.start for slot in files.slots.values())
         weight_map = {name: slot.file for name, slot in sorted(files.slots.items())}
-        index.write_bytes(dump_json({"metadata": {"total_size": total}, "weight_map": weight_map}))
+        (folder / INDEX).write_bytes(dump_json({"metadata": {"total_size": total}, "weight_map": weight_map}))
+    stays = survey(source, deep=False).left_out
+    return [*note("not checked, for lack of a record", [(name, "") for name in unknown]), *left_out_note(stays)]
 
 
-def _check_files(folder: Path, manifest: dict[str, Any]) -> None:
-    """Headers whose digests were kept must have them; the tensors were checked when they were written."""
-    for name, about in manifest.get("originals", {}).items():
-        known = about.get("header") if isinstance(about, dict) else None
-        if known is None or not (folder / name).is_file():
+def _texts(source: Path, manifest: dict[str, Any]) -> dict[str, str]:
+    """The text of files that were edited. Raises CheckpointError when it is of other files, or too much."""
+    kept = manifest.get("original_files", {})
+    fine = isinstance(kept, dict) and kept.keys() <= {*EDITED}
+    if not fine or not all(isinstance(text, str) and len(text) <= MOST_KEPT for text in kept.values()):
+        message = f"its original_files are not the text of {', '.join(EDITED)}"
+        raise CheckpointError(message, where=source.name, fix=AGAIN)
+    return kept
+
+
+def _check_index(folder: Path, files: WeightFiles) -> None:
+    """An index must lead to the tensors that were decoded, and nowhere else."""
+    if not (folder / INDEX).is_file():
+        return
+    try:
+        listed = json.loads((folder / INDEX).read_bytes())["weight_map"]
+        wrong = [name for name, file in listed.items() if name not in files.slots or files.slots[name].file != file]
+    except (ValueError, RecursionError, TypeError, KeyError, AttributeError):
+        wrong = ["?"]
+    if wrong:
+        raise CheckpointError(f"{INDEX} leads to other tensors than were decoded", where=folder.name, fix=AGAIN)
+
+
+def _check_files(folder: Path, files: WeightFiles, manifest: dict[str, Any]) -> bool:
+    """Whether every weight file has the size and the header that were recorded; the tensors were checked before.
+
+    Raises CheckpointError when one has another header.
+    """
+    recorded, checked = manifest.get("originals", {}), 0
+    for name, size in files.sizes.items():
+        about = recorded.get(name) if isinstance(recorded, dict) else None
+        if not isinstance(about, dict) or about.get("header") is None:
             continue
         with open(folder / name, "rb") as file:
             header = file.read(read_file(folder / name).header_size)
-        if hashlib.sha256(header).hexdigest() != known:
+        if hashlib.sha256(header).hexdigest() != about["header"] or about.get("bytes", size) != size:
             raise CheckpointError(f"the header of {name} did not become what it was", where=folder.name, fix=AGAIN)
+        checked += 1
+    return checked == len(files.sizes)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import tempfile
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
@@ -16,13 +17,13 @@ from typing import Any
 import torch
 
 from llmc.activations import give_back_freed_memory
-from llmc.artifact import Artifact, Folder, Unit, check_apart, check_out, raw_bytes
+from llmc.artifact import Artifact, Folder, Unit, raw_bytes
 from llmc.calibration.data import CalibrationSet, load_calibration
 from llmc.calibration.inputs import model_inputs, noise_note
 from llmc.checkpoint import Checkpoint
 from llmc.coded_folder import folder_for
 from llmc.encoding import Stored, encode_together, notes_of, require_finite, store
-from llmc.errors import InputError, UsageError
+from llmc.errors import InputError, OutputError, UsageError
 from llmc.formats.container import Container, Spec
 from llmc.planning import Job, check_memory, fingerprint
 from llmc.ram import activation_memory, batch_size
@@ -30,6 +31,7 @@ from llmc.recipe import resolve_text, to_dict
 from llmc.safetensors_file import load_rows
 from llmc.structure import Context, InputPoint, Progress, silent
 from llmc.walk import Walk
+from llmc.workfolder import check_place
 
 RAW = "tensors kept as they are"
 CHUNK = 1 << 24
@@ -288,26 +290,35 @@ def execute(
     finish: Callable[[Artifact, Written], Any],
 ) -> Any:
     """Carry out a job into `out`. `finish` writes the other files and puts the artifact in place."""
-    check_apart(out, job.checkpoint.folder)
-    check_out(out, force)
+    inputs = inputs_of(job)
+    check_place(out, force, *inputs)
     check_memory(job)
     calibration = calibrate(job)
     if calibration is not None and job.recipe.max_kl is not None:
         calibration, _ = held_out(calibration)
     text = to_dict(job.recipe)
     mark = fingerprint(job, text, calibration.sha256 if calibration is not None else None)
-    artifact = Artifact(out, job.files, mark, folder_for)
+    artifact = Artifact(out, job.files, mark, folder_for, inputs)
     artifact.open(fresh=fresh, force=force)
     try:
         with single_threaded_torch():
             written = Execution(job, artifact, calibration, progress or silent).run()
         give_back_freed_memory()  # what the walk held: whoever finishes may need as much
         return finish(artifact, written)
-    except InputError:
-        artifact.done.clear()  # the same input would fail again: nothing worth keeping
+    except InputError as error:
+        if not isinstance(error, OutputError):
+            artifact.done.clear()  # the same input would fail again: nothing worth keeping
         raise
     finally:
         artifact.abandon()
+
+
+def inputs_of(job: Job) -> tuple[Path, ...]:
+    """The folders and files that a job reads."""
+    recipe = job.recipe
+    named = [] if recipe.calibration is None else [recipe.calibration.source]
+    named += [] if recipe.eval is None else [recipe.eval.text or "", *recipe.eval.tasks]
+    return (job.checkpoint.folder, *(Path(name) for name in named if name and os.path.exists(name)))
 
 
 def calibrate(job: Job) -> CalibrationSet | None:

@@ -9,7 +9,7 @@ from typing import Any, cast
 
 import torch
 
-from llmc.artifact import Artifact, Folder, Unit, check_apart, check_out, raw_bytes
+from llmc.artifact import Artifact, Folder, Unit, raw_bytes
 from llmc.card import model_card
 from llmc.checkpoint import Checkpoint
 from llmc.decompressing import decompress
@@ -27,8 +27,9 @@ from llmc.layout import arrange
 from llmc.manifest import read_manifest, write_manifest
 from llmc.packed import Packed
 from llmc.planning import model_facts, stored_shapes, target_bits
-from llmc.sidecar import write_sidecar
+from llmc.sidecar import side_notes, write_sidecar
 from llmc.structure import Progress, Table, Target, silent
+from llmc.workfolder import check_place
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,7 @@ class Exported:
     container: str
     weight_bytes: int
     matrices: int
+    notes: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -46,6 +48,7 @@ class Exported:
             "format": self.container,
             "weight_bytes": self.weight_bytes,
             "matrices": self.matrices,
+            "notes": list(self.notes),
         }
 
     def tables(self) -> list[Table]:
@@ -53,6 +56,7 @@ class Exported:
             ("format", self.container),
             ("weight files", f"{self.weight_bytes:,} bytes"),
             ("matrices", str(self.matrices)),
+            *(("note", note) for note in self.notes),
         )
         return [Table(f"Written to {self.out}", ("what", ""), rows)]
 
@@ -73,12 +77,11 @@ def export(
     """
     out, source = Path(out), resolve_model(str(folder))
     container: Container = CONTAINERS.get(format)()
-    check_apart(out, source)
-    check_out(out, force)
+    check_place(out, force, source)
     checkpoint = Checkpoint(source, encoded=True)
     if checkpoint.coded is not None and format in _held(checkpoint):
         plain = decompress(source, out, force=force, progress=progress)
-        return Exported(out, format, plain.weight_bytes, len(checkpoint.packed))
+        return Exported(out, format, plain.weight_bytes, len(checkpoint.packed), plain.notes)
     if not checkpoint.packed and not (format == "dense" and _is_trellis(checkpoint)):
         if checkpoint.coded is not None:
             trellis = _is_trellis(checkpoint)
@@ -92,8 +95,9 @@ def export(
     facts = model_facts(checkpoint, specs)
     for refusal in container.refusals(list(specs.values()), facts):
         raise UnsupportedError(refusal, where=f"format {container.name}")
+    left_out = side_notes(source)
     files = arrange(stored_shapes(checkpoint, container, specs))
-    artifact = Artifact(out, {"": files}, {"export": f"{format} of {checkpoint.fingerprint()}"})
+    artifact = Artifact(out, {"": files}, {"export": f"{format} of {checkpoint.fingerprint()}"}, inputs=[source])
     artifact.open(fresh=True, force=force)
     try:
         unit = _write(checkpoint, container, specs, artifact.folders[""], progress or silent)
@@ -104,7 +108,7 @@ def export(
         artifact.finish()
     finally:
         artifact.abandon()
-    return Exported(out, format, files.total, len(specs))
+    return Exported(out, format, files.total, len(specs), left_out)
 
 
 def _is_trellis(checkpoint: Checkpoint) -> bool:
@@ -223,7 +227,8 @@ def _seal(
     facts = model_facts(checkpoint, specs)
     base = old.get("base_model", checkpoint.folder.name)
     runtimes = container.runtimes(list(specs.values()), facts)
-    notes = [*old.get("notes", []), *checkpoint.notes, f"exported from {checkpoint.folder.name}"]
+    left_out = side_notes(checkpoint.folder)
+    notes = [*old.get("notes", []), *checkpoint.notes, *left_out, f"exported from {checkpoint.folder.name}"]
     card = model_card(name, base, container.name, runtimes, old.get("recipe", {}), sizes, notes)
     (folder.path / "README.md").write_text(card, encoding="utf-8")
     kept: dict[str, Any] = {k: old[k] for k in ("llmc", "recipe", "seed", "versions", "calibration") if k in old}

@@ -7,7 +7,6 @@ processor files, templates, licences. `push` makes a repository hold what the fo
 from __future__ import annotations
 
 import errno
-import hashlib
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,9 +15,10 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, cast
 
-from llmc.errors import CheckpointError, LlmcError, NetworkError, StorageError, UsageError
-from llmc.originals import ARCHIVE
+from llmc.errors import CheckpointError, LlmcError, NetworkError, StorageError, UsageError, printable
+from llmc.snapshot import check_links, downloading, is_digest
 from llmc.structure import Progress, Table, silent
+from llmc.travel import ARCHIVE, refuse_secrets, survey
 
 ALLOWED = ["*.safetensors", "*.json", "*.jinja", "tokenizer*", "*.model", "*.tiktoken", "*.spm", "*.txt"]
 ALLOWED += [
@@ -33,7 +33,6 @@ ALLOWED += [
 REFUSED = ["consolidated*.safetensors", "*/*.safetensors", "tokenizer*.py", "*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl"]
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 WEIGHTS = re.compile(r"[^/]*\.safetensors(\.index\.json)?")  # at the top of a repository: what a loader would pick up
-JUNK = re.compile(r"(^|/)(\.|__pycache__/)|\.(pyc|tmp|lock|swp)$|~$|\.llmc-partial(/|$)")
 CARD_RELATION = "quantized"
 
 
@@ -111,8 +110,8 @@ def resolve_model(
     from huggingface_hub import snapshot_download
 
     with _hub_errors(model, f"neither a folder here nor a model on the Hub that can be read{_at(revision)}"):
-        folder = Path(
-            snapshot_download(
+        with downloading(model, _cache_of(model, cache_dir)):
+            place = snapshot_download(
                 model,
                 revision=revision,
                 token=token,
@@ -122,7 +121,8 @@ def resolve_model(
                 ignore_patterns=REFUSED,
                 tqdm_class=_bars(progress or silent),
             )
-        )
+        folder = Path(place)
+        check_links(model, folder)
         if not any(folder.glob("*.safetensors")):
             raise _no_weights(model, folder, revision, token, endpoint)
     return folder
@@ -208,7 +208,7 @@ def _upload(
     additions: list[CommitOperationAdd] = []
     for i, name in enumerate(names):
         progress("compare with the Hub", i, len(names))
-        if not _same(folder / name, stored.get(name)):
+        if name not in stored or not is_digest(folder / name, stored[name]):
             additions.append(CommitOperationAdd(name, folder / name))
     removed = tuple(sorted(name for name in stored if WEIGHTS.fullmatch(name) and name not in names))
     if not additions and not removed:
@@ -243,26 +243,21 @@ def _folder_files(folder: Path) -> tuple[tuple[str, ...], tuple[str, ...]]:
         inner = sorted(path.parent.name for path in folder.glob("*/config.json"))
         fix = f"push one of the folders inside: {', '.join(inner)}" if inner else "give the folder of a finished run"
         raise CheckpointError("not a model folder: it has no config.json", where=str(folder), fix=fix)
-    kept: list[str] = []
-    skipped: list[str] = []
-    for path in sorted(folder.rglob("*")):
-        name = path.relative_to(folder).as_posix()
-        if path.is_symlink():
-            raise CheckpointError("a link, not a file", where=str(path), fix="replace it by the file it points to")
-        if path.is_file():
-            (skipped if JUNK.search(name) or path.suffix in PICKLES else kept).append(name)
-    return tuple(kept), tuple(skipped)
+    found = survey(folder)
+    link = next((name.rstrip("/") for name, reason in found.left_out if reason == "a link"), None)
+    if link is not None:
+        fix = "replace it by the file it points to"
+        raise CheckpointError("a link, not a file", where=str(folder / link), fix=fix)
+    kept = tuple(name for name in found.files if not name.lower().endswith(PICKLES))
+    refuse_secrets(folder, kept)
+    skipped = sorted({name for name, _ in found.left_out} | {*found.files} - {*kept})
+    return kept, tuple(map(printable, skipped))
 
 
-def _same(path: Path, stored: str | None) -> bool:
-    """Whether a digest the Hub gave (SHA-256 of large files, git's SHA-1 of the others) is this file's."""
-    if stored is None:
-        return False
-    digest = hashlib.sha256() if len(stored) == 64 else hashlib.sha1(b"blob %d\0" % path.stat().st_size)
-    with path.open("rb") as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest() == stored
+def _cache_of(model: str, cache_dir: Path | None) -> Path:
+    """Where the Hub's client keeps a model."""
+    constants = import_module("huggingface_hub.constants")
+    return Path(cache_dir or constants.HF_HUB_CACHE) / f"models--{model.replace('/', '--')}"
 
 
 def _looks_like_path(model: str) -> bool:
@@ -338,6 +333,9 @@ def _explain(error: Exception, repo: str, missing: str) -> LlmcError | None:
         )
     if isinstance(error, ValueError) and "README.md" in str(error):  # the Hub's own check of the card
         return CheckpointError(" ".join(str(error).split()), where=repo)
+    if isinstance(error, ValueError) and re.search("pointer path|null byte|Invalid filename", str(error)):
+        message = "the repository has a file whose name leads out of its folder"
+        return CheckpointError(message, where=repo, fix="do not trust this model")
     if isinstance(cause, OSError | client) or isinstance(error, errors.LocalEntryNotFoundError):
         reason = f"HTTP {status}" if status else type(cause or error).__name__
         return NetworkError(f"the Hub cannot be reached ({reason})", where=repo, fix="check the network and try again")

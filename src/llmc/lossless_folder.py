@@ -6,26 +6,29 @@ What had to be edited is kept in the manifest as it was (`original_files`), so t
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 import shutil
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from llmc.artifact import Folder, Unit
 from llmc.card import lossless_card
-from llmc.coded_files import INDEX, SINGLE, coded_name
+from llmc.checkpoint import read_config
+from llmc.coded_files import INDEX, SINGLE
 from llmc.formats.kernel_folder import kernel_files
 from llmc.manifest import dump_json, write_manifest
-from llmc.originals import keep, sealed
+from llmc.originals import HELD, keep, sealed
 from llmc.packed import MARKS, READABLE
 from llmc.safetensors_file import SafetensorsFile
-from llmc.sidecar import carried_files, plain_files
+from llmc.sidecar import OWN, carried_files, plain_files
 from llmc.structure import Table
+from llmc.travel import left_out_note, refuse_secrets, survey
 
 EDITED = ("config.json", "model.safetensors.index.json", "README.md")
+MOST_KEPT = 16 << 20
+"""Bytes of one of them whose text is kept."""
 KERNEL = "coded_tensor"
 BIG = 1_000_000
 """Elements from which on a tensor counts as large in the report."""
@@ -101,17 +104,22 @@ def seal(
     rows = [row for unit in units for row in unit.report]
     digests = {name: digest for unit in units for name, digest in unit.tensors[""].items()}
     folder = place.path
-    beside = source if source.is_dir() else None
-    before = sealed(beside)
+    along = beside(source, files)
+    before, kept = along.before, along.kept
     base = before.get("base_model") or source.name.removesuffix(".safetensors")
-    kept, notes = _copy_files(beside, folder, how, before, [row["name"] for row in rows])
-    if beside is not None and _weights(beside) == INDEX:
+    notes = _copy_files(source, folder, along, how, [row["name"] for row in rows])
+    if source.is_dir() and _weights(source) == INDEX:
         weight_map = {row["name"]: row["file"] for row in sorted(rows, key=lambda row: str(row["name"]))}
         total = sum(row["stop"] - row["start"] for row in rows)
         (folder / INDEX).write_bytes(dump_json({"metadata": {"total_size": total}, "weight_map": weight_map}))
     for name, data in kernel_files([KERNEL]).items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(data)
+    digests_before: dict[str, str] = {}
+    if before:
+        weights = [file.path.name for file in files] if how["exact_files"] else []
+        digests_before, more = keep(source, folder, [*along.copied, *kept, *weights], before)
+        notes += more
     result = Lossless(
         out=out,
         mode=how["mode"],
@@ -122,9 +130,8 @@ def seal(
         notes=tuple(notes),
     )
     body = _manifest(result, base, files, digests, how, kept)
-    if beside is not None and before:
-        body |= _of_artifact(before, result)
-        body["original_digests"] = keep(beside, folder, kept, how["exact_files"])
+    if before:
+        body |= {**_of_artifact(before, result), "original_digests": digests_before}
     card = lossless_card(title, base, result.to_json(), "config.json" in kept, before.get("format"), kept)
     (folder / "README.md").write_text(card, encoding="utf-8")
     write_manifest(folder, body)
@@ -203,52 +210,86 @@ def _header_digest(file: SafetensorsFile) -> str:
         return hashlib.sha256(source.read(file.header_size)).hexdigest()
 
 
-def _copy_files(
-    source: Path | None, folder: Path, how: dict[str, Any], before: dict[str, Any], names: Sequence[str]
-) -> tuple[dict[str, str], list[str]]:
-    """Copy what is not weights. Returns the text of the files that are written anew, and notes on what stayed.
+@dataclass(frozen=True)
+class Beside:
+    """What a folder holds beside its weights.
+
+    Attributes:
+        copied: files that go along as they are, relative to the folder.
+        kept: text of those that are written anew.
+        notes: what stays behind.
+        before: the manifest where the folder is an artifact of llmc.
+    """
+
+    copied: tuple[str, ...] = ()
+    kept: dict[str, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+    before: dict[str, Any] = field(default_factory=dict)
+
+
+def beside(source: Path, files: Sequence[SafetensorsFile]) -> Beside:
+    """What goes along with the weights of `source`, which are in `files`; nothing where it is a file.
+
+    Raises CheckpointError when something there is a secret, or its config.json cannot be read.
+    """
+    if not source.is_dir():
+        return Beside()
+    before, kept, notes = sealed(source), dict[str, str](), []
+    plain = [path.relative_to(source).as_posix() for path in plain_files(source)]
+    carried = [path.relative_to(source).as_posix() for path in carried_files(source)]
+    refuse_secrets(source, dict.fromkeys([*plain, *carried, *(HELD if before else ())]))
+    for name in (name for name in plain if name in EDITED):
+        problem = _keep_text(source / name, kept)
+        notes += [f"{name} {problem} and was left out"] if problem else []
+    if "config.json" in kept:
+        read_config(source)
+    copied = tuple(dict.fromkeys(name for name in [*plain, *carried] if name not in EDITED))
+    notes += left_out_note(_stays(source, {*copied, *EDITED, *(file.path.name for file in files)}, before))
+    return Beside(copied, kept, tuple(notes), before)
+
+
+def _keep_text(path: Path, kept: dict[str, str]) -> str:
+    """Take in the text of a file; what is wrong with one that has none, or too much."""
+    if path.stat().st_size > MOST_KEPT:
+        return f"is larger than {MOST_KEPT >> 20} MiB"
+    try:
+        kept[path.name] = path.read_bytes().decode()
+    except UnicodeDecodeError:
+        return "is not UTF-8"
+    return ""
+
+
+def _stays(source: Path, taken: set[str], before: dict[str, Any]) -> list[tuple[str, str]]:
+    """Name and reason of all at the top of `source` that is neither weights nor `taken`."""
+    hidden = survey(source, deep=False).left_out
+    known = {name.split("/")[0] for name in taken} | {name.rstrip("/") for name, _ in hidden}
+    known |= set(OWN) if before else set()  # they are written again
+    others = [p for p in sorted(source.iterdir()) if p.name not in known]
+    return sorted([*hidden, *((p.name + "/" * p.is_dir(), "") for p in others)])
+
+
+def _copy_files(source: Path, folder: Path, files: Beside, how: dict[str, Any], names: Sequence[str]) -> list[str]:
+    """Copy what is not weights, and write config.json. Returns notes.
 
     Args:
-        before: the manifest of the source where it is an artifact, whose other files are kept in an archive.
         names: of the tensors.
     """
-    kept: dict[str, str] = {}
-    notes: list[str] = []
-    if source is None:
-        return kept, notes
-    carried = carried_files(source)
-    taken = {path.name for path in plain_files(source)} | {path.relative_to(source).parts[0] for path in carried}
-    for path in carried:
-        place = folder / path.relative_to(source)
+    for name in files.copied:
+        place = folder / name
         place.parent.mkdir(exist_ok=True)
-        shutil.copyfile(path, place)
-    for path in plain_files(source):
-        if path.name not in EDITED:
-            shutil.copyfile(path, folder / path.name)
-            continue
-        try:
-            kept[path.name] = path.read_bytes().decode()
-        except UnicodeDecodeError:
-            notes.append(f"{path.name} is not UTF-8 and was left out")
-    coded = ("model.safetensors", "model.safetensors.index.json")
-    others = [
-        p.name + ("/" if p.is_dir() else "")
-        for p in sorted(source.iterdir())
-        if p.name not in taken and p.name not in coded and not p.name.startswith(".")
-        and not (folder / coded_name(p.name)).exists()
-    ]  # fmt: skip
-    if others and not before:
-        notes.append(f"not copied: {', '.join(others[:8])}{' ...' if len(others) > 8 else ''}")
-    if "config.json" in kept:
-        config = json.loads(kept["config.json"])
+        shutil.copyfile(source / name, place)
+    notes = list(files.notes)
+    if "config.json" in files.kept:
+        config = read_config(source)
         method = {"quant_method": "llmc", "mode": how["mode"], "weights": _weights(source), "dequantize": True}
-        if "quantization_config" in config:
-            method |= _quantized(config["quantization_config"], before)
-            method_known = config["quantization_config"].get("quant_method") in READABLE
+        quantized = config.get("quantization_config")
+        if quantized is not None:
+            method |= _quantized(quantized, files.before)
+            method_known = isinstance(quantized, dict) and quantized.get("quant_method") in READABLE
             if not method_known or not any(name.endswith("." + mark) for name in names for mark in MARKS):
                 notes.append("its weights were quantized before: transformers loads it after llmc decompress only")
         (folder / "config.json").write_bytes(dump_json({**config, "quantization_config": method}))
-    return kept, notes
+    return notes
 
 
 def _quantized(original: Any, before: dict[str, Any]) -> dict[str, Any]:

@@ -20,18 +20,20 @@ from typing import Any
 
 import torch
 
-from llmc.artifact import Artifact, Folder, Unit, check_apart, check_out, disk_errors, raw_bytes
+from llmc.artifact import Artifact, Folder, Unit, raw_bytes
 from llmc.coded_files import SUFFIX, coded_name, cores, overlapped, together
+from llmc.disk import disk_errors
 from llmc.errors import CheckpointError, InputError, UsageError
 from llmc.formats import rans, tensor_coder
 from llmc.formats.tensor_coder import MODES, Coded
 from llmc.layout import Slot, WeightFiles
 from llmc.loading import located
-from llmc.lossless_folder import Lossless, seal
+from llmc.lossless_folder import Lossless, beside, seal
 from llmc.registry import suggest
 from llmc.safetensors_file import SafetensorsFile, load, read_file, read_folder, write_header
 from llmc.safetensors_header import TensorEntry
 from llmc.structure import Progress, silent
+from llmc.workfolder import check_place
 
 UNIT = 32 << 20  # source bytes between two entries of the journal
 FORMAT = "llmc lossless 1"
@@ -89,12 +91,12 @@ def code(
         title: what the card calls it; None: the name of `out`.
     """
     begin, mode, exact_files = time.monotonic(), how["mode"], how["exact_files"]
-    check_apart(out, source)
-    check_out(out, force)
+    check_place(out, force, source)
     files = sources(source)
+    beside(source, files)  # says what must not travel before the work, not after it
     mark = {"model": _fingerprint(files), "mode": mode, "exact_files": str(exact_files)}
     place = GrowingFolder(files, exact_files)
-    artifact = Artifact(out, {"": place.files}, mark, place.at)
+    artifact = Artifact(out, {"": place.files}, mark, place.at, inputs=[source])
     artifact.open(fresh=fresh, force=force)
     try:
         Run(files, artifact, place, mode, threads or cores(), progress or silent).write()

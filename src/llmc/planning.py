@@ -21,7 +21,7 @@ from llmc.lossless_writing import at_most
 from llmc.ram import needs_statistics, peak_ram
 from llmc.recipe import Recipe, Stage
 from llmc.registry import suggest
-from llmc.sidecar import sidecar_bytes
+from llmc.sidecar import side_notes, sidecar_bytes
 from llmc.skeleton import initializes_by_name
 from llmc.structure import Compressor, Table, Target
 
@@ -119,7 +119,7 @@ def prepare(recipe: Recipe, checkpoint: Checkpoint) -> Job:
     chosen = _choose(recipe.stages, checkpoint.targets, checkpoint.folder.name, recipe.size is not None)
     containers: dict[str, Container] = {name: CONTAINERS.get(name)() for name in recipe.formats}
     specs = {}
-    notes = checkpoint.notes
+    notes = (*checkpoint.notes, *side_notes(checkpoint.folder))
     if recipe.allow_nonfinite:
         chosen, skipped = _finite(chosen, checkpoint)
         notes += skipped

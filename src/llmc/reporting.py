@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import secrets
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -84,9 +86,12 @@ def _gates_markdown(result: Judged) -> str:
 
 
 def _replace(path: Path, text: str) -> None:
-    partial = path.with_name(f"{path.name}.llmc-partial")
+    partial = path.with_name(f".{path.name[:200]}.{secrets.token_hex(4)}")
     try:
-        partial.write_text(text, encoding="utf-8")
+        with open(partial, "x", encoding="utf-8") as file:  # never through a link, never over a file
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
         partial.replace(path)
     except OSError as error:
         raise StorageError(f"cannot be written: {error.strerror}", where=str(path)) from error

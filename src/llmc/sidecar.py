@@ -13,8 +13,7 @@ from llmc.coded_files import INDEX as CODED_INDEX
 from llmc.formats.container import Container, Facts, Spec
 from llmc.formats.kernel_folder import kernel_files
 from llmc.manifest import MANIFEST, SUMS, dump_json
-from llmc.originals import ARCHIVE
-from llmc.safetensors_file import is_regular
+from llmc.travel import ARCHIVE, distinct, folded, left_out_note, refuse_secrets, survey
 
 CARRIED = (
     "generation_config.json",
@@ -44,28 +43,42 @@ MODULE = "[0-9]*_*"
 """Folders that sentence-transformers writes for its modules: 1_Pooling, ..."""
 MOST_SETTINGS = 1 << 20
 """Bytes of a JSON file in one of them."""
-NEVER = ("*.py", "*.bin", "*.pt", "*.pth", "*.pkl", "*.safetensors", "*.gguf")
+NEVER = ("*.py", "*.bin", "*.pt", "*.pth", "*.pkl", "*.safetensors", "*.gguf", "*.so", "*.dll", "*.dylib", "*.exe")
+WEIGHTS = (*NEVER, "*.safetensors.index.json", "*.ckpt", "*.h5", "*.msgpack", "*.onnx", "*.npz")
+WRITTEN = ("config.json", "README.md", INDEX, CODED_INDEX)
+"""Files that llmc writes anew into a folder."""
+OWN = (MANIFEST, SUMS, ARCHIVE, "kernel")
+"""What it adds."""
 
 
 def carried_files(folder: Path) -> list[Path]:
     """The files of a model folder that belong in its compressed copy, those of sentence-transformers' modules too."""
-    found = [p for p in _regular(folder) if _any(p.name, CARRIED) and not _any(p.name, NEVER)]
-    if not any(p.name == "modules.json" for p in found):
-        return found
-    modules = [p for p in sorted(folder.glob(MODULE)) if p.name.isprintable() and p.is_dir() and not p.is_symlink()]
-    settings = [p for module in modules for p in _regular(module) if p.suffix == ".json"]
-    return found + [p for p in settings if p.stat().st_size <= MOST_SETTINGS]
+    return [folder / name for name in _carried(folder)[0]]
 
 
 def plain_files(folder: Path) -> list[Path]:
-    """All files of a folder that are neither weights, nor code, nor hidden, nor llmc's own record of it."""
-    own = (MANIFEST, SUMS, ARCHIVE)
-    weights = (*NEVER, "*.safetensors.index.json", "*.ckpt", "*.h5", "*.msgpack", "*.onnx", "*.npz")
-    return [
-        p
-        for p in _regular(folder)
-        if (not _any(p.name, weights) or p.name == INDEX) and p.name not in own and not p.name.startswith(".")
-    ]
+    """All files of a folder that travel and are neither weights, nor code, nor called as llmc's own."""
+    names, _ = distinct((n for n in survey(folder, deep=False).files if plain(n)), WRITTEN)
+    return [folder / name for name in names]
+
+
+def plain(name: str) -> bool:
+    """Whether a file at the top of a folder is neither weights, nor code, nor called as what llmc adds, by its name."""
+    weights = _any(folded(name), WEIGHTS) and name != INDEX
+    return not weights and folded(name) not in map(folded, OWN)
+
+
+def module_settings(name: str) -> bool:
+    """Whether a path is that of settings in a folder of sentence-transformers, by its name."""
+    place, _, file = name.partition("/")
+    return _any(place, (MODULE,)) and file.endswith(".json") and "/" not in file
+
+
+def side_notes(folder: Path) -> tuple[str, ...]:
+    """What of `carried_files`' kinds stays behind. Raises CheckpointError when one of them holds a secret."""
+    names, left = _carried(folder)
+    refuse_secrets(folder, names)
+    return left_out_note(left)
 
 
 def sidecar_bytes(folder: Path, tensors: int) -> int:
@@ -101,8 +114,21 @@ def write_sidecar(
         (out / name).write_bytes(data)
 
 
-def _regular(folder: Path) -> list[Path]:
-    return [p for p in sorted(folder.iterdir()) if p.name.isprintable() and is_regular(p)]
+def _carried(folder: Path) -> tuple[list[str], list[tuple[str, str]]]:
+    """The names of `carried_files`, and of what would be one of them, with the reason why it is not."""
+    top = survey(folder, deep=False)
+    names, left = distinct((n for n in top.files if _is_carried(n)), (*WRITTEN, *OWN))
+    left += [(name, reason) for name, reason in top.left_out if _is_carried(name)]
+    if "modules.json" not in names:
+        return names, left
+    for module in sorted(p.name for p in folder.glob(MODULE) if p.is_dir() and not p.is_symlink()):
+        found = (f"{module}/{name}" for name in survey(folder / module, deep=False).files)
+        names += [n for n in found if module_settings(n) and (folder / n).stat().st_size <= MOST_SETTINGS]
+    return names, left
+
+
+def _is_carried(name: str) -> bool:
+    return _any(name, CARRIED) and not _any(folded(name), NEVER)
 
 
 def _any(name: str, patterns: Sequence[str]) -> bool:

@@ -24,6 +24,7 @@ from llmc.errors import InputError, LlmcError, VerifyError, printable
 from llmc.hub import resolve_model
 from llmc.loading import located
 from llmc.manifest import MANIFEST, SUMS, digest_file, dump_json, field_digests, malformed, salvaged
+from llmc.originals import archive_problems
 from llmc.safetensors_file import TensorEntry, load, read_file
 from llmc.stored import Stored, stored
 from llmc.structure import Progress, Table, silent
@@ -111,6 +112,7 @@ def verify(folder: str | Path, against: str | Path | None = None, *, progress: P
     problems += [f"{MANIFEST}: {what}" for what in wrong]
     for name in damaged:
         problems += _explain(path, name, manifest)
+    problems += archive_problems(path, manifest)
     tensors, matrices = 0, 0
     if not problems:
         problems, tensors, matrices = _check_values(path, manifest, report)
