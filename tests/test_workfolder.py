@@ -5,8 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import random
+import shutil
 import signal
-from collections.abc import Callable, Iterator
+import subprocess
+import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +22,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from spoiled import Command, partial
 
+import llmc
 from llmc import workfolder
 from llmc.artifact import Artifact, Unit
 from llmc.errors import OutputError
@@ -449,50 +455,67 @@ def test_changed_files_are_not_deleted(tmp_path: Path) -> None:
     assert digests(out).keys() == {"config.json"}
 
 
-@pytest.fixture(scope="module")
-def quantized(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]]:
-    """A model, and the bytes of its coarse and its fine artifact."""
-    place = tmp_path_factory.mktemp("quantized")
-    model = tiny_models.build("llama", place / "model", num_hidden_layers=4)
-    from llmc.cli import execute
-
-    for bits in ("4", "8"):
-        assert execute(["quantize", str(model), "-o", str(place / bits / "out"), *RTN, "--bits", bits]) == 0
-    yield {"model": model, "4": digests(place / "4" / "out"), "8": digests(place / "8" / "out")}
+ZYGOTE = """
+import json, os, signal, sys, time
+import transformers
+import llmc.pipeline
+from llmc.cli import execute
+from transformers.models.llama import modeling_llama
+print("ready", flush=True)
+for words, after in map(json.loads, sys.stdin):
+    child = os.fork()
+    if child == 0:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        os._exit(execute(words))
+    if after is not None:
+        time.sleep(after)
+        os.kill(child, signal.SIGKILL)
+    print(os.waitpid(child, 0)[1], flush=True)
+"""
+"""A process that has imported everything, and forks for each command line: a run takes tenths of a second."""
 
 
 @pytest.mark.slow
-def test_kills_at_random_moments(quantized: dict[str, Any], tmp_path: Path) -> None:
+@pytest.mark.timeout(1200)
+def test_kills_at_random_moments(tmp_path: Path) -> None:
     """A hundred real runs under --force, each killed at a random moment, then run again."""
-    import random
-    import time
+    environment = {**os.environ, "PYTHONPATH": str(Path(llmc.__path__[0]).parent), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", ZYGOTE]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
+    assert process.stdin is not None and process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
 
-    from llmc.cli import execute
-
-    draw = random.Random(0)
-    killed = 0
-    for number in range(100):
-        place = tmp_path / str(number)
-        out = place / "out"
-        assert execute(["quantize", str(quantized["model"]), "-o", str(out), *RTN, "--bits", "8"]) == 0
-        others = {name: d for name, d in neighbours(place).items() if not name.startswith("out/")}
-        words = ["quantize", str(quantized["model"]), "-o", str(out), *RTN, "--bits", "4", "--force"]
+    def run(*words: str | Path, killed_after: float | None = None) -> tuple[int, float]:
+        """The wait status, and how long it took."""
+        assert process.stdin is not None and process.stdout is not None
         begin = time.monotonic()
-        if number == 0:
-            whole = begin
-        child = os.fork()
-        if child == 0:
-            try:
-                execute(words)
-            finally:
-                os._exit(0)
-        if number:
-            time.sleep(draw.uniform(0, 1.1 * whole))
-            os.kill(child, signal.SIGKILL)
-        killed += os.WIFSIGNALED(os.waitpid(child, 0)[1])
-        whole = time.monotonic() - begin if number == 0 else whole
-        assert digests(out) in (quantized["4"], quantized["8"])
-        assert execute(words) == 0
-        new = {f"out/{name}": digest for name, digest in quantized["4"].items()}
+        process.stdin.write(json.dumps([[*map(str, words)], killed_after]) + "\n")
+        process.stdin.flush()
+        return int(process.stdout.readline()), time.monotonic() - begin
+
+    model = tiny_models.build("llama", tmp_path / "model", num_hidden_layers=4)
+    whole = {}
+    for bits in ("8", "4"):
+        status, seconds = run("quantize", model, "-o", tmp_path / bits / "out", *RTN, "--bits", bits)
+        assert status == 0
+        whole[bits] = digests(tmp_path / bits / "out")
+    moments = random.Random(0)
+    killed = replaced = 0
+    for number in range(100):
+        place = tmp_path / f"place{number}"
+        out = place / "out"
+        shutil.copytree(tmp_path / "8" / "out", out)
+        others = {name: d for name, d in neighbours(place).items() if not name.startswith("out/")}
+        words = ("quantize", model, "-o", out, *RTN, "--bits", "4", "--force")
+        status, _ = run(*words, killed_after=moments.uniform(0, 1.1 * seconds))
+        killed += os.WIFSIGNALED(status)
+        assert digests(out) in (whole["8"], whole["4"])
+        replaced += digests(out) == whole["4"]
+        assert run(*words)[0] == 0
+        new = {f"out/{name}": digest for name, digest in whole["4"].items()}
         assert digests(place) == {**others, **new}
+        shutil.rmtree(place)
+    process.stdin.close()
+    process.wait()
+    print(f"{killed} of 100 killed, {replaced} after the replacement")
     assert killed > 50
