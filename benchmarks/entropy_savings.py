@@ -27,7 +27,8 @@ import numpy as np
 from measuring import machine, markdown
 
 import llmc
-from llmc.checkpoint import Checkpoint, read_config
+from llmc.checkpoint import Checkpoint
+from llmc.config import read_config
 from llmc.errors import LlmcError
 from llmc.formats.packing import unpack_rows
 from llmc.formats.tensor_coder import entropy

@@ -145,8 +145,8 @@ def test_configs_that_python_cannot_read(command: Command, model: Path, data: by
 
 UNSAFE: list[tuple[dict[str, Any], str]] = [
     (
-        {"auto_map": {"AutoModelForCausalLM": "modeling.Evil"}},
-        "config.json asks to run code from the model folder (auto_map), which llmc never does; "
+        {"auto_map": {"AutoModelForCausalLM": "modeling.Evil"}, "model_type": "evil"},
+        "config.json asks to run code that comes with the model (auto_map), which llmc never does; "
         "use a model whose architecture transformers has",
     ),
     (

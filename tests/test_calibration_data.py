@@ -232,7 +232,12 @@ REFUSALS = [
         {"chat_template": True},
         "talk.jsonl:1: not a conversation; expected a list of {role, content} objects",
     ),
-    ("robot.jsonl", {"chat_template": True}, "robot.jsonl:1: the chat template refuses this conversation (no robots)"),
+    (
+        "robot.jsonl",
+        {"chat_template": True},
+        "robot.jsonl:1: the chat template refuses this conversation (no robots); "
+        "repair the template, or calibrate on plain text",
+    ),
 ]
 
 

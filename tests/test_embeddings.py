@@ -137,7 +137,7 @@ def test_an_encoder_decoder_and_code_are_refused(copy: Path, tmp_path: Path) -> 
         "t5: 't5' is an encoder-decoder model, which has no vector for a text; measure it on pairs of source and target"
     )
     config = json.loads((copy / "config.json").read_text())
-    (copy / "config.json").write_text(json.dumps({**config, "auto_map": {"AutoModel": "x.Y"}}))
+    (copy / "config.json").write_text(json.dumps({**config, "auto_map": {"AutoModel": "x.Y"}, "model_type": "x"}))
     assert refusal(copy).startswith("copy: config.json asks to run code that comes with the model (auto_map)")
 
 

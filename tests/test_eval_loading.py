@@ -185,7 +185,7 @@ def test_many_missing_tensors_are_counted(copy: Path) -> None:
 def test_code_in_a_folder_is_never_run(copy: Path, llama: Path, tmp_path: Path) -> None:
     mark = tmp_path / "ran"
     (copy / "modeling_own.py").write_text(f"open({str(mark)!r}, 'w')\n")
-    edit_config(copy, auto_map={"AutoModelForCausalLM": "modeling_own.Own"})
+    edit_config(copy, auto_map={"AutoModelForCausalLM": "modeling_own.Own"}, model_type="own")
     assert refusal(copy) == (
         "copy: config.json asks to run code that comes with the model (auto_map), which llmc never does; "
         "use a model whose architecture transformers has"
@@ -207,8 +207,8 @@ def test_code_in_a_folder_is_never_run(copy: Path, llama: Path, tmp_path: Path) 
         ),
         (
             {"attn_implementation": "someone/attention"},
-            "copy: config.json asks to run code that comes with the model (attn_implementation), "
-            "which llmc never does; use a model whose architecture transformers has",
+            "copy: config.json asks for 'someone/attention' (attn_implementation), which may be fetched as code; "
+            "take attn_implementation out of config.json, or set it to eager or sdpa",
         ),
         (
             {"quantization_config": {"quant_method": "own"}},
@@ -262,7 +262,10 @@ def test_no_tokenizer(copy: Path) -> None:
 
 def test_an_adapter_is_not_a_model(copy: Path) -> None:
     (copy / "adapter_config.json").write_text("{}")
-    assert refusal(copy) == "copy: an adapter, not a whole model; merge it into its model first"
+    assert refusal(copy) == (
+        "copy: an adapter lies in it (adapter_config.json), which is not merged into a model; "
+        "merge it into its base model first, or move its files away to take the base model alone"
+    )
 
 
 def test_an_index_that_leaves_the_folder(copy: Path, llama: Path) -> None:

@@ -23,8 +23,8 @@ LAYERS = tuple(
         "calibration formats",
         "compressors",
         "recipe recipe_paths recipe_yaml schema gates",
-        "coded_files checkpoint skeleton packed stored originals decoding activations artifact coded_folder encoding "
-        "layout manifest travel sidecar inventory workfolder card hf runtime",
+        "config coded_files checkpoint skeleton packed stored originals decoding activations artifact coded_folder "
+        "encoding layout manifest travel sidecar inventory workfolder card hf runtime",
         "planning ram walk sharing sensitivity eval hub snapshot loading lossless_folder lossless_writing "
         "lossless_verification decompressing inspection verification exporting",
         "pipeline execution budgets finishing entropy controls comparing reporting",

@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 from llmc.coded_files import CodedTensors, held_config, is_coded
+from llmc.config import safe_config
 from llmc.errors import CheckpointError, UnsupportedError
 from llmc.manifest import read_manifest
 from llmc.packed import Packed, dense_entry, refuse_undecodable
@@ -26,7 +27,6 @@ from llmc.skeleton import Group, Skeleton
 from llmc.stored import encoded_parts
 from llmc.structure import InputPoint, Target
 
-MAX_CONFIG = 10_000_000
 FUSED = {
     "q_proj": "qkv",
     "k_proj": "qkv",
@@ -50,8 +50,9 @@ class Checkpoint:
 
     def __init__(self, folder: Path, *, encoded: bool = False) -> None:
         self.folder = folder
-        self.config_dict = read_config(folder)
-        refuse_unsafe(self.config_dict, folder, encoded)
+        self.config_dict = safe_config(folder)
+        if not encoded:
+            refuse_encoded(self.config_dict, folder)
         self.coded = CodedTensors(folder) if encoded and is_coded(folder) else None
         entries = self.coded.dense_entries() if self.coded else read_folder(folder)
         self.packed: dict[str, Packed] = {}
@@ -243,40 +244,19 @@ class Checkpoint:
         )
 
 
-def read_config(folder: Path) -> dict[str, Any]:
-    """config.json as a dict. Raises CheckpointError when it is missing, too large or not an object."""
-    path = folder / "config.json"
-    if not path.is_file():
-        raise CheckpointError("config.json is missing", where=folder.name, fix="give a Hugging Face model folder")
-    if path.stat().st_size > MAX_CONFIG:
-        raise CheckpointError(f"config.json has {path.stat().st_size} bytes, more than {MAX_CONFIG}", where=folder.name)
-    try:
-        config = json.loads(path.read_bytes())
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"config.json is not JSON: {error}", where=folder.name) from error
-    if not isinstance(config, dict):
-        raise CheckpointError("config.json is not a JSON object", where=folder.name)
-    return config
-
-
-def refuse_unsafe(config: dict[str, Any], folder: Path, encoded: bool) -> None:
-    """Refuse folders that ask to run their own code and, unless `encoded`, checkpoints that are quantized already."""
-    if "auto_map" in config:
-        raise UnsupportedError(
-            "config.json asks to run code from the model folder (auto_map), which llmc never does",
-            where=folder.name,
-            fix="use a model whose architecture transformers has",
-        )
-    if "quantization_config" in config and not encoded:
-        found = config["quantization_config"]
-        method = found.get("quant_method", "unknown") if isinstance(found, dict) else "unknown"
-        raise UnsupportedError(
-            f"the checkpoint is {'coded' if method == 'llmc' else 'quantized'} already ({method})",
-            where=folder.name,
-            fix="turn it into plain weights with llmc decompress"
-            if method == "llmc"
-            else "start from the original weights, or turn it into plain ones with llmc export --format dense",
-        )
+def refuse_encoded(config: dict[str, Any], folder: Path) -> None:
+    """Refuse checkpoints that are quantized or coded already."""
+    if "quantization_config" not in config:
+        return
+    found = config["quantization_config"]
+    method = found.get("quant_method", "unknown") if isinstance(found, dict) else "unknown"
+    raise UnsupportedError(
+        f"the checkpoint is {'coded' if method == 'llmc' else 'quantized'} already ({method})",
+        where=folder.name,
+        fix="turn it into plain weights with llmc decompress"
+        if method == "llmc"
+        else "start from the original weights, or turn it into plain ones with llmc export --format dense",
+    )
 
 
 def _check_sizes(config: dict[str, Any], tensors: int, folder: Path) -> None:

@@ -16,8 +16,8 @@ from typing import Any
 import torch
 
 from llmc.artifact import Artifact, Folder
-from llmc.checkpoint import read_config
 from llmc.coded_files import SUFFIX, CodedTensors, cores, is_coded, overlapped, plain_name
+from llmc.config import read_config
 from llmc.errors import CheckpointError, InputError
 from llmc.formats.coded_head import TRELLIS, Head
 from llmc.layout import Slot, WeightFiles

@@ -25,10 +25,12 @@ from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from llmc.coded_files import INDEX, SINGLE, CodedTensors, cores
-from llmc.errors import CheckpointError
+from llmc.config import built_in
+from llmc.errors import CheckpointError, UnsupportedError
 from llmc.formats import coded_head, coded_tensor
 from llmc.formats.rans import as_bytes
 from llmc.packed import READABLE, Packed, find_packed, refuse_undecodable
+from llmc.strict_json import short
 
 METHOD = "llmc"
 EVERYTHING = "(.+)"
@@ -76,7 +78,12 @@ class LosslessQuantizer(HfQuantizer):
         self.originals: dict[int, Any] = {}  # id of a conversion that decodes -> the model's own, None for ours
 
     def update_attn_implementation(self, config: Any) -> Any:
-        """Name the weight file before transformers looks for one."""
+        """Name the weight file before transformers looks for one, and refuse kernels before it fetches any.
+
+        Raises UnsupportedError for an implementation that transformers does not have itself.
+        """
+        for part in (config, *(getattr(config, key, None) for key in config.sub_configs)):
+            refuse_kernels(part)
         method: Any = self.quantization_config
         config.transformers_weights = method.weights
         return config
@@ -208,6 +215,17 @@ class DecodeAlone(Decode):
     def convert(self, input_dict: dict[str, Any], *args: Any, **kwargs: Any) -> dict[str, Any]:
         (value,) = super().convert(input_dict).values()
         return {kwargs["full_layer_name"]: value}
+
+
+def refuse_kernels(config: Any) -> None:
+    """Raise UnsupportedError where a config of transformers asks for attention or experts that may be fetched."""
+    for key in ("_attn_implementation", "_experts_implementation"):
+        value = getattr(config, key, None)
+        if not built_in(value):
+            raise UnsupportedError(
+                f"{short(repr(value))} ({key.strip('_')}) may be fetched as code",
+                fix="take it out of config.json; after loading, model.set_attn_implementation takes any",
+            )
 
 
 def _forget_weights(config: Any) -> None:

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llmc.checkpoint import read_config
 from llmc.coded_files import is_coded
+from llmc.config import read_config
 from llmc.formats.coded_head import KINDS
 from llmc.hub import resolve_model
 from llmc.manifest import read_manifest

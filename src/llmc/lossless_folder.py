@@ -15,8 +15,8 @@ from typing import Any
 
 from llmc.artifact import Folder, Unit
 from llmc.card import lossless_card
-from llmc.checkpoint import read_config
 from llmc.coded_files import INDEX, SINGLE
+from llmc.config import read_config
 from llmc.formats.kernel_folder import kernel_files
 from llmc.manifest import dump_json, write_manifest
 from llmc.originals import HELD, keep, sealed

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from llmc.coded_files import INDEX as CODED_INDEX
+from llmc.config import without_code
 from llmc.formats.container import Container, Facts, Spec
 from llmc.formats.kernel_folder import kernel_files
 from llmc.manifest import MANIFEST, SUMS, dump_json
@@ -101,7 +102,7 @@ def write_sidecar(
         place.parent.mkdir(exist_ok=True)
         shutil.copyfile(path, place)
     quantization = container.config(specs, replace(facts, sharded=index is not None))
-    edited = {k: v for k, v in config.items() if k != "quantization_config"}
+    edited = {k: v for k, v in without_code(config).items() if k != "quantization_config"}
     if quantization is not None:
         edited["quantization_config"] = quantization
     (out / "config.json").write_bytes(dump_json(edited))

@@ -17,8 +17,9 @@ import torch
 
 from llmc import lossless_verification
 from llmc.artifact import raw_bytes
-from llmc.checkpoint import Checkpoint, read_config
+from llmc.checkpoint import Checkpoint
 from llmc.coded_files import is_coded
+from llmc.config import read_config
 from llmc.encoding import decibels
 from llmc.errors import InputError, LlmcError, VerifyError, printable
 from llmc.hub import resolve_model

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from llmc.calibration.chat import render
 from llmc.calibration.data_sets import FILE_SUFFIXES, DataSetName, data_set_rows
 from llmc.errors import CalibrationError, StorageError, UsageError
 
@@ -207,7 +208,7 @@ def _as_text(row: Row, options: CalibrationOptions, tokenizer: Any) -> str:
     if value is None:
         return ""
     if options.chat_template:
-        return _render(value, where, tokenizer)
+        return render(value, where, tokenizer)
     if not isinstance(value, str):
         raise CalibrationError(
             f"column {_column(options)!r} holds a {type(value).__name__}, not text",
@@ -217,17 +218,6 @@ def _as_text(row: Row, options: CalibrationOptions, tokenizer: Any) -> str:
     if not value.isascii() and any("\ud800" <= c <= "\udfff" for c in value):
         raise CalibrationError("not valid Unicode (a lone surrogate)", where=where, fix="repair this text")
     return value
-
-
-def _render(messages: object, where: str, tokenizer: Any) -> str:
-    from jinja2 import TemplateError
-
-    if not isinstance(messages, list) or not all(isinstance(m, dict) and "role" in m for m in messages):
-        raise CalibrationError("not a conversation", where=where, fix="expected a list of {role, content} objects")
-    try:
-        return tokenizer.apply_chat_template(messages, tokenize=False)
-    except TemplateError as error:
-        raise CalibrationError(f"the chat template refuses this conversation ({error})", where=where) from error
 
 
 def _column(options: CalibrationOptions) -> str:

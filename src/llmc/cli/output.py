@@ -5,15 +5,17 @@ Tables, or with `--json` exactly one document, on stdout; progress bars, notes a
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, Protocol, TextIO
 
-from llmc.errors import LlmcError, printable
+from llmc.errors import LlmcError, StorageError, printable
 from llmc.structure import Table
 
 if TYPE_CHECKING:
@@ -65,16 +67,22 @@ class Output:
             self._table(table)
 
     def write(self, text: str) -> None:
-        """Put `text` on stdout. Nothing happens when whoever reads it has left (`llmc inspect OUT | head`)."""
+        """Put `text` on stdout. Nothing happens when whoever reads it has left (`llmc inspect OUT | head`).
+
+        Raises StorageError when it cannot be written: what the command did is done all the same.
+        """
         try:
-            print(text, end="", flush=True)
+            put(text, sys.stdout)
         except BrokenPipeError:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        except OSError as error:
+            problem = f"the report cannot be printed: {error.strerror}"
+            raise StorageError(problem, where="stdout", fix="what the command was to do is done") from error
 
     def note(self, line: str) -> None:
         """One line for people, beside the result."""
         self.close()
-        print(f"note: {printable(line)}", file=sys.stderr)
+        self._tell(f"note: {printable(line)}\n")
 
     def notes(self, lines: Sequence[str]) -> None:
         """Several of them."""
@@ -85,10 +93,11 @@ class Output:
         """The one line of an error, after the traceback of `cause` where there is one to show."""
         self.close()
         if cause is not None:
-            traceback.print_exception(cause)
+            self._tell("".join(traceback.format_exception(cause)))
         if self.as_json and not self._printed:
-            self._document({"error": error.as_dict()})
-        print(f"error: {error}", file=sys.stderr)
+            with suppress(StorageError):
+                self._document({"error": error.as_dict()})
+        self._tell(f"error: {error}\n")
 
     def progress(self, label: str, done: float, total: float) -> None:
         """The library's progress callback: one bar per label, with the time left. Silent where nobody watches."""
@@ -105,6 +114,11 @@ class Output:
             self._bars.stop()
         self._bars, self._tasks = None, {}
 
+    def _tell(self, text: str) -> None:
+        """Put `text` on stderr, if anybody can hear it there."""
+        with suppress(OSError):
+            put(text, sys.stderr)
+
     def _document(self, document: dict[str, Any]) -> None:
         self.write(json.dumps(finite(document), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
         self._printed = True
@@ -115,7 +129,7 @@ class Output:
         from rich.table import Table as Grid
         from rich.text import Text
 
-        console = Console(width=None if sys.stdout.isatty() else UNCUT)
+        console = Console(width=None if sys.stdout is not None and sys.stdout.isatty() else UNCUT)
         grid = Grid(box=box.SIMPLE_HEAD)
         for column in table.columns:
             grid.add_column(Text(printable(column)), overflow="fold")
@@ -124,6 +138,15 @@ class Output:
         with console.capture() as drawn:
             console.print(Text(printable(table.title), "bold"), grid, sep="\n")
         self.write("".join(f"{line.rstrip()}\n" for line in drawn.get().splitlines()))
+
+
+def put(text: str, stream: TextIO | None) -> None:
+    """Write `text`, with escapes for what the encoding of `stream` lacks. Raises OSError."""
+    if stream is None or stream.closed:  # how Python says that it was started with a closed one
+        raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+    encoding = stream.encoding or "utf-8"
+    stream.write(text.encode(encoding, errors="backslashreplace").decode(encoding))
+    stream.flush()
 
 
 def new_bars() -> Bars:

@@ -17,8 +17,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from llmc.config import safe_config
 from llmc.errors import CheckpointError, InputError, UnsupportedError
-from llmc.eval.loading import Kind, open_as, position_limit, quiet, refuse_code, require_ids_fit
+from llmc.eval.loading import Kind, open_as, position_limit, quiet, require_ids_fit
 from llmc.eval.metrics import BATCH_TOKENS
 from llmc.structure import silent
 
@@ -50,7 +51,7 @@ def open_encoder(folder: Path, *, dtype: torch.dtype = torch.float32, device: st
     """
     import transformers
 
-    config = refuse_code(folder)
+    config = safe_config(folder)
     if config.get("is_encoder_decoder"):
         raise UnsupportedError(
             f"{config.get('model_type')!r} is an encoder-decoder model, which has no vector for a text",

@@ -18,11 +18,12 @@ from typing import Any
 
 import torch
 
-from llmc.checkpoint import read_config
 from llmc.coded_files import CodedTensors, is_coded
+from llmc.config import safe_config
 from llmc.decoding import dense_model
 from llmc.errors import CheckpointError, InputError, UnsupportedError
 from llmc.eval.sizes import first_line, without_quantization
+from llmc.runtime.opening import decoding
 from llmc.safetensors_file import read_folder
 
 NEEDED = "perplexity and KL need a decoder with its head (a ...ForCausalLM); inspect and verify take any model"
@@ -61,7 +62,7 @@ def open_model(folder: Path, *, dtype: torch.dtype = torch.float32, device: str 
 
 def open_as(folder: Path, kind: Kind, *, dtype: torch.dtype, device: str) -> tuple[Any, Any]:
     """As `open_model`, for a folder that holds another kind of model; whether it does is for the caller to check."""
-    config = refuse_code(folder)
+    config = safe_config(folder)
     # damaged files and an index that leaves the folder, which transformers would follow
     CodedTensors(folder) if is_coded(folder) else read_folder(folder)
     with quiet():
@@ -73,23 +74,6 @@ def open_as(folder: Path, kind: Kind, *, dtype: torch.dtype, device: str) -> tup
     return model.to(device).eval(), tokenizer
 
 
-def refuse_code(folder: Path) -> dict[str, Any]:
-    """config.json, refused where opening the folder would run or fetch something, or where it is no whole model."""
-    config = read_config(folder)
-    if (folder / "adapter_config.json").exists():
-        raise CheckpointError("an adapter, not a whole model", where=folder.name, fix="merge it into its model first")
-    for key, value in _fields(config):
-        remote = key in ("auto_map", "trust_remote_code") and value
-        fetched = key.endswith("_implementation") and "/" in str(value)  # a kernel from the Hub
-        if remote or fetched:
-            raise UnsupportedError(
-                f"config.json asks to run code that comes with the model ({key}), which llmc never does",
-                where=folder.name,
-                fix="use a model whose architecture transformers has",
-            )
-    return config
-
-
 def model_kind(folder: Path) -> str:
     """`decoder`, `encoder` or `encoder_decoder`: what can be measured of the model in `folder`.
 
@@ -98,7 +82,7 @@ def model_kind(folder: Path) -> str:
     """
     from transformers.models.auto import modeling_auto as auto
 
-    config = refuse_code(folder)
+    config = safe_config(folder)
     kind = config.get("model_type")
     causal = auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
     heads = {name for value in causal.values() for name in ([value] if isinstance(value, str) else value)}
@@ -178,7 +162,7 @@ def _open_quantized(folder: Path, kind: Kind, settings: Mapping[str, Any], dtype
             where=folder.name,
             fix="decode it first: llmc export --format dense",
         )
-    return _from_pretrained(folder, kind, dtype=dtype)
+    return _from_pretrained(folder, kind, dtype=dtype, **decoding({"quantization_config": settings}))
 
 
 def _open_compressed_tensors(folder: Path, kind: Kind, settings: Mapping[str, Any]) -> Any:
@@ -253,17 +237,6 @@ def _require_complete(info: Mapping[str, Any], folder: Path, kind: Kind) -> None
 def _some(names: list[str]) -> str:
     rest = len(names) - NAMED
     return ", ".join(names[:NAMED]) + (f" and {rest} more" if rest > 0 else "")
-
-
-def _fields(value: Any) -> Iterator[tuple[str, Any]]:
-    """Every key and value of nested JSON."""
-    if isinstance(value, dict):
-        for key, inner in value.items():
-            yield key, inner
-            yield from _fields(inner)
-    elif isinstance(value, list):
-        for inner in value:
-            yield from _fields(inner)
 
 
 def require_ids_fit(model: Any, highest: int, name: str) -> None:

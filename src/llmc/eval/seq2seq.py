@@ -15,8 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from llmc.config import safe_config
 from llmc.errors import CheckpointError, InputError, UnsupportedError
-from llmc.eval.loading import Kind, open_as, position_limit, quiet, refuse_code, require_ids_fit
+from llmc.eval.loading import Kind, open_as, position_limit, quiet, require_ids_fit
 from llmc.eval.metrics import BATCH_LOGITS, BATCH_TOKENS, Scored, WindowSums, add_scores, require_same_vocabulary
 from llmc.structure import silent
 
@@ -46,7 +47,7 @@ def open_seq2seq(folder: Path, *, dtype: torch.dtype = torch.float32, device: st
     """
     from transformers.models.auto import modeling_auto as auto
 
-    kind = refuse_code(folder).get("model_type")
+    kind = safe_config(folder).get("model_type")
     if kind not in auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES:
         raise UnsupportedError(
             f"{kind!r} is not an encoder-decoder model of text",

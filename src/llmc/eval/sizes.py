@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from llmc.checkpoint import read_config
+from llmc.config import safe_config
 from llmc.errors import CheckpointError
 from llmc.stored import Stored, stored
 
@@ -44,7 +44,7 @@ class Sizes:
 
 def folder_sizes(folder: Path) -> Sizes:
     """Sizes of the model in `folder`. Raises CheckpointError where it holds no readable model."""
-    tensors = stored(folder, read_config(folder))
+    tensors = stored(folder, safe_config(folder))
     return Sizes(
         weight_bytes=tensors.weight_bytes,
         stored_bits=8 * sum(tensors.sizes.values()),

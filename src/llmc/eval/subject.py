@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from llmc.checkpoint import read_config
+from llmc.config import read_config
 from llmc.eval.embeddings import open_encoder
 from llmc.eval.loading import model_kind, open_model, open_tokenizer
 from llmc.eval.report import Source

@@ -5,8 +5,23 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from llmc.checkpoint import read_config
-from llmc.errors import CheckpointError, UnsupportedError
+from llmc.config import safe_config
+from llmc.errors import CheckpointError
+
+
+DECODED = {"fp8": "FineGrainedFP8Config", "mxfp4": "Mxfp4Config", "metal": "MetalConfig"}
+"""`quant_method`s that transformers computes with kernels of the Hub where it can, unless it is told to decode."""
+
+
+def decoding(config: dict[str, Any]) -> dict[str, Any]:
+    """Options of `from_pretrained` that keep it from fetching kernels for the weights of a quantized folder."""
+    import transformers
+
+    settings = config.get("quantization_config")
+    method = settings.get("quant_method") if isinstance(settings, dict) else None
+    if not isinstance(method, str) or method not in DECODED:
+        return {}
+    return {"quantization_config": getattr(transformers, DECODED[method])(dequantize=True)}
 
 
 def model_class(folder: Path) -> Any:
@@ -18,10 +33,7 @@ def model_class(folder: Path) -> Any:
     """
     import transformers
 
-    config = read_config(folder)
-    if "auto_map" in config:
-        message = "config.json asks to run code from the model folder (auto_map), which llmc never does"
-        raise UnsupportedError(message, where=folder.name)
+    config = safe_config(folder)
     names = config.get("architectures") or []
     found = getattr(transformers, str(names[0]), None) if names else None
     if not (isinstance(found, type) and issubclass(found, transformers.PreTrainedModel)):
