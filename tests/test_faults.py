@@ -94,6 +94,21 @@ def test_a_disk_that_is_full(command: Command, place: Path, tmp_path: Path) -> N
         subprocess.run(["umount", disk], check=True)
 
 
+def test_a_disk_that_may_not_be_written_to(command: Command, place: Path, tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = subprocess.run(["mount", "-t", "tmpfs", "-o", "ro", "tmpfs", disk], capture_output=True, check=False)
+    if mount.returncode:
+        pytest.skip("mounting a file system is not allowed here")
+    try:
+        for verb in (("quantize", *RTN), ("lossless",)):
+            outcome = command(verb[0], place / "model", "-o", disk / "out", *verb[1:])
+            assert (outcome.code, outcome.line) == (3, "error: out: cannot write: Read-only file system")
+        assert list(disk.iterdir()) == []
+    finally:
+        subprocess.run(["umount", disk], check=True)
+
+
 TIGHT = """
 import os, llmc.pipeline
 from llmc.execution import Execution

@@ -22,7 +22,7 @@ Overrides = Annotated[
     list[str] | None, Option("--set", metavar="PATH=VALUE", help="Change a field of the recipe; repeatable.")
 ]
 Fresh = Annotated[bool, Option("--fresh", help="Discard what an interrupted run left and start over.")]
-Force = Annotated[bool, Option("--force", help="Replace OUT if it exists.")]
+Force = Annotated[bool, Option("--force", help="Replace the model in OUT.")]
 Threads = Annotated[int | None, Option("--threads", metavar="N", min=1, help="How many work; all cores by default.")]
 DryRun = Annotated[bool, Option("--dry-run", help="Say what would be done, and do nothing.")]
 Json = Annotated[bool, Option("--json", help="Print one JSON document on stdout instead of tables.")]
