@@ -26,7 +26,8 @@ LAYERS = tuple(
         "config coded_files checkpoint skeleton packed stored originals decoding activations artifact coded_folder "
         "encoding layout manifest travel sidecar inventory workfolder card hf runtime",
         "planning ram walk sharing sensitivity eval hub snapshot loading lossless_folder lossless_writing "
-        "lossless_verification decompressing inspection verification exporting",
+        "lossless_verification decompressing inspection against against_files "
+        "verification exporting",
         "pipeline execution budgets finishing entropy controls comparing reporting",
         "cli __main__",
     )

@@ -59,7 +59,7 @@ def resealed(folder: Path) -> Path:
 
 def test_an_untouched_artifact_is_verified(command: Command, artifact: Path, model: Path) -> None:
     result = verify(artifact, model)
-    assert result.problems == ()
+    assert result.problems == () and result.worst is not None
     stored = [name for file in artifact.glob("*.safetensors") for name in load_file(file)]
     assert result.tensors == len(stored) > result.decoded == 14
     outcome = command("verify", artifact, "--against", model, "--json")
@@ -73,7 +73,20 @@ def test_an_untouched_artifact_is_verified(command: Command, artifact: Path, mod
         "matrices": 14,
         "against": "model",
         "problems": [],
+        "compared": {
+            "matrices whose recorded error was reproduced": 14,
+            "tensors with the original's bits": len(stored) - 3 * 14,
+            "keys of config.json": len(json.loads((artifact / "config.json").read_text())),
+            "files beside the weights": 3,
+            "files of the decoder": 4,
+        },
+        "not_compared": {
+            "README.md": "the card is for people",
+            "llmc.json: recipe, versions, calibration, sizes, notes": "they say how it was made",
+        },
+        "worst": {"matrix": result.worst[0], "snr_db": result.worst[1]},
     }
+    assert result.worst[1] == min(row["snr_db"] for row in json.loads((artifact / MANIFEST).read_text())["targets"])
 
 
 def tensor_at(file: Path, offset: int) -> str | None:
@@ -217,7 +230,7 @@ def test_what_is_reported(copied: Path, spoil: Any, wanted: list[str]) -> None:
 Change = tuple[list[Any], Any]  # path of keys in the manifest, and what is put there
 
 HOSTILE: list[tuple[Change, str]] = [
-    ((["format_version"], 2), "field 'format_version' is not what llmc writes there"),
+    ((["format_version"], 3), "field 'format_version' is not what llmc writes there"),
     ((["tensors"], []), "field 'tensors' is not what llmc writes there"),
     ((["targets"], {"a": 1}), "field 'targets' is not what llmc writes there"),
     ((["targets", 0], None), "field 'targets[0]' is not what llmc writes there"),

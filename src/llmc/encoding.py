@@ -83,6 +83,7 @@ def store(
         "bits_per_weight": round(8 * sizes[0] / spec.target.numel, 6),
         "snr_db": {name: measured[dtype][1] for name, dtype in decoded_in.items()},
         "decoded": {name: measured[dtype][0] for name, dtype in decoded_in.items()},
+        "bond": {name: bond(weight, measured[dtype][0]) for name, dtype in decoded_in.items()},
     }
     return Stored(tensors, row)
 
@@ -112,6 +113,12 @@ def measure(
                 fix="use another --format, or --ignore it",
             )
     return {dtype: (digest.hexdigest(), decibels(signal, noise[dtype])) for dtype, digest in hashes.items()}
+
+
+def bond(weight: torch.Tensor, decoded: str) -> str:
+    """SHA-256 that ties decoded values, given by their own, to the matrix `[out, in]` that they stand for."""
+    original = hashlib.sha256(raw_bytes(weight))
+    return hashlib.sha256(original.digest() + bytes.fromhex(decoded)).hexdigest()
 
 
 def decoded(part: Encoded, original: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, float, float]:

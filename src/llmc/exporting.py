@@ -138,11 +138,12 @@ def _specs(checkpoint: Checkpoint, container: Container) -> dict[str, Spec]:
         own = checkpoint.config_dtype if packed.container == "gptq" and container.name != "dense" else packed.dtype
         target = replace(targets[name], dtype=own)
         dtype = container.scale_dtype(target) or str(own).removeprefix("torch.")
-        out[name] = Spec(target, _grid(packed, dtype))
+        out[name] = Spec(target, grid_of(packed, dtype))
     return out
 
 
-def _grid(packed: Packed, scale_dtype: str) -> Any:
+def grid_of(packed: Packed, scale_dtype: str) -> Any:
+    """The grid of a stored matrix."""
     if packed.container == "bitsandbytes":
         return Nf4Grid(packed.group_size)
     return IntGrid(packed.bits, packed.group_size, packed.symmetric, "absmax", (scale_dtype,))
@@ -169,9 +170,13 @@ def _write(
             tensors |= stored.tensors[""]
             row = {**stored.row, "decoded": stored.row["decoded"][container.name]}
         old = before.get(name, {})
-        row.pop("snr_db", None)  # measured against the decoded values here, not against the original
-        if old.get("decoded") == row["decoded"]:
-            row["snr_db"] = old["snr_db"]
+        for key in ("snr_db", "bond"):  # measured against the decoded values here, not against the original
+            row.pop(key, None)
+            if old.get("decoded") == row["decoded"] and key in old:
+                row[key] = old[key]
+        if packed is not None and "bond" in old and "bond" not in row:  # decoded to another dtype here
+            dtype = str(packed.dtype).removeprefix("torch.")
+            row["source"] = {"dtype": dtype, **{key: old[key] for key in ("decoded", "snr_db", "bond")}}
         report.append({**row, "method": old.get("method", "unknown"), "notes": old.get("notes", {})})
     return Unit("export", {"": tensors}, report)
 
@@ -192,7 +197,7 @@ def _encoded(packed: Packed, spec: Spec) -> Encoded:
     container: Container = CONTAINERS.get(packed.container)()
     prefix = spec.target.tensor.removesuffix("weight")
     tensors = {prefix + local: tensor for local, tensor in packed.tensors().items()}
-    encoded = container.unpack(Spec(spec.target, _grid(packed, str(packed.dtype).removeprefix("torch."))), tensors)
+    encoded = container.unpack(Spec(spec.target, grid_of(packed, str(packed.dtype).removeprefix("torch."))), tensors)
     decoded = encoded.dequantize(packed.dtype)
     if not torch.equal(decoded, packed.decode()):
         raise UnsupportedError(

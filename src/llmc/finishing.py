@@ -56,7 +56,7 @@ def manifest_body(
     rows = []
     for row in written.report:
         stored = sorted(container.layout(job.specs[row["tensor"]]))
-        mine = {key: row[key][container.name] for key in ("decoded", "snr_db")}
+        mine = {key: row[key][container.name] for key in ("decoded", "snr_db", "bond")}
         rows.append({**row, **mine, "stored": stored})
     calibration = written.calibration
     return {

@@ -281,15 +281,26 @@ def _copy_files(source: Path, folder: Path, files: Beside, how: dict[str, Any], 
     notes = list(files.notes)
     if "config.json" in files.kept:
         config = read_config(source)
-        method = {"quant_method": "llmc", "mode": how["mode"], "weights": _weights(source), "dequantize": True}
+        method = quantization_of(source, config, files.before, how["mode"])
         quantized = config.get("quantization_config")
         if quantized is not None:
-            method |= _quantized(quantized, files.before)
             method_known = isinstance(quantized, dict) and quantized.get("quant_method") in READABLE
             if not method_known or not any(name.endswith("." + mark) for name in names for mark in MARKS):
                 notes.append("its weights were quantized before: transformers loads it after llmc decompress only")
         (folder / "config.json").write_bytes(dump_json({**config, "quantization_config": method}))
     return notes
+
+
+def quantization_of(source: Path, config: dict[str, Any], before: dict[str, Any], mode: str) -> dict[str, Any]:
+    """`quantization_config` of the coded twin of a folder.
+
+    Args:
+        config: its config.json.
+        before: its manifest, where it is an artifact.
+    """
+    method = {"quant_method": "llmc", "mode": mode, "weights": _weights(source), "dequantize": True}
+    quantized = config.get("quantization_config")
+    return method if quantized is None else method | _quantized(quantized, before)
 
 
 def _quantized(original: Any, before: dict[str, Any]) -> dict[str, Any]:

@@ -13,11 +13,10 @@ from typing import Any
 import torch
 
 from llmc.artifact import raw_bytes
-from llmc.coded_files import CodedTensors, cores, overlapped, together
+from llmc.coded_files import CodedTensors, cores, overlapped
 from llmc.errors import InputError, LlmcError
 from llmc.formats import rans
-from llmc.safetensors_file import load, read_file, read_folder
-from llmc.safetensors_header import TensorEntry
+from llmc.safetensors_file import load
 from llmc.structure import Progress
 
 
@@ -36,20 +35,6 @@ def check_values(path: Path, manifest: dict[str, Any], progress: Progress) -> tu
         done += coded.entries[name].nbytes / 1e6
         progress("decode MB", done, total)
     return problems, len(names)
-
-
-def check_against(path: Path, original: Path, manifest: dict[str, Any]) -> list[str]:
-    """Compare every tensor, bit for bit, with that of the original folder or file."""
-    coded, source = CodedTensors(path), _plain(original)
-    problems = [
-        f"tensor {name} is {word}" for name, word in _differing(coded.entries, source, f"not in {original.name}")
-    ]
-    for name, tensor in coded.tensors([name for name in coded.entries if name in source], threads=cores()):
-        other = load(source[name])
-        alike = (tensor.dtype, tensor.shape) == (other.dtype, other.shape)
-        if not alike or raw_bytes(tensor) != raw_bytes(other):
-            problems.append(f"tensor {name}: differs from {original.name}")
-    return problems
 
 
 def crc_of(stored: torch.Tensor) -> str:
@@ -79,12 +64,3 @@ def _check(coded: CodedTensors, name: str, stored: torch.Tensor, recorded: dict[
     if about != (recorded.get("dtype"), recorded.get("shape"), recorded.get("decoded")):
         return [f"tensor {name}: decodes to other bits than recorded"]
     return []
-
-
-def _plain(original: Path) -> dict[str, TensorEntry]:
-    """The tensors of the source, found as `lossless` finds them."""
-    if original.is_dir() and not (original / "model.safetensors").exists():
-        files = sorted(original.glob("*.safetensors"))
-        if files and not (original / "model.safetensors.index.json").exists():
-            return together([read_file(file).entries for file in files])
-    return read_folder(original)

@@ -147,7 +147,7 @@ class GrowingFolder(Folder):
 
     def __init__(self, files: Sequence[SafetensorsFile], exact: bool) -> None:
         super().__init__(Path(), WeightFiles({}, {}, {}))
-        self.metadata = {coded_name(f.path.name): _metadata(f, exact) for f in files}
+        self.metadata = {coded_name(f.path.name): metadata_of(f, exact) for f in files}
         self.end: dict[str, int] = {}
         for file in files:
             name = coded_name(file.path.name)
@@ -300,7 +300,7 @@ def _slot(row: dict[str, Any]) -> Slot:
     return Slot(row["file"], torch.uint8, (row["stop"] - row["start"],), row["start"], row["stop"])
 
 
-def _metadata(file: SafetensorsFile, exact: bool) -> dict[str, str]:
+def metadata_of(file: SafetensorsFile, exact: bool) -> dict[str, str]:
     """Of a coded file: what its source had, and with `exact` the source's whole header."""
     metadata = {"format": FORMAT, "original": json.dumps(file.metadata, ensure_ascii=False)}
     if exact:

@@ -13,7 +13,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+"""2: rows of matrices have a bond."""
+READABLE_VERSIONS = (1, FORMAT_VERSION)
 MANIFEST = "llmc.json"
 SUMS = "SHA256SUMS"
 
@@ -89,7 +91,7 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
 
 def malformed(document: dict[str, Any]) -> str | None:
     """The first field of a manifest that is not of its type, e.g. `targets[3].tensor`; None when all are."""
-    if document.get("format_version") != FORMAT_VERSION:
+    if document.get("format_version") not in READABLE_VERSIONS:
         return "format_version"
     for name, kind in KINDS.items():
         if not isinstance(document.get(name, kind()), kind):

@@ -9,28 +9,25 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from llmc import lossless_verification
+from llmc.against import decode, lossless_against, quantized_against
+from llmc.against_files import Findings
 from llmc.artifact import raw_bytes
-from llmc.checkpoint import Checkpoint
 from llmc.coded_files import is_coded
 from llmc.config import read_config
-from llmc.encoding import decibels
 from llmc.errors import InputError, LlmcError, VerifyError, printable
 from llmc.hub import resolve_model
 from llmc.loading import located
 from llmc.manifest import MANIFEST, SUMS, digest_file, dump_json, field_digests, malformed, salvaged
 from llmc.originals import archive_problems
 from llmc.safetensors_file import TensorEntry, load, read_file
-from llmc.stored import Stored, stored
+from llmc.stored import stored
 from llmc.structure import Progress, Table, silent
 
-TOLERANCE_DB = 1e-3
 DECODED = "matrices decoded by the reference kernel to the recorded values"
 
 
@@ -42,6 +39,9 @@ class Verification:
         decoded: tensors of a lossless folder, matrices of any other, that decode to what is recorded.
         matrices: encoded matrices that do.
         measured: against the original, errors were measured again; otherwise bits were compared.
+        compared: with the original: what, and how many.
+        not_compared: what was not, and why.
+        worst: the matrix with the largest error, and its signal-to-noise ratio in dB.
     """
 
     name: str
@@ -53,6 +53,9 @@ class Verification:
     matrices: int = 0
     lossless: bool = False
     measured: bool = True
+    compared: dict[str, int] = field(default_factory=dict)
+    not_compared: dict[str, str] = field(default_factory=dict)
+    worst: tuple[str, float] | None = None
 
     @property
     def ok(self) -> bool:
@@ -77,6 +80,9 @@ class Verification:
             "matrices": self.matrices,
             "against": self.against,
             "problems": list(self.problems),
+            "compared": self.compared,
+            "not_compared": self.not_compared,
+            "worst": None if self.worst is None else {"matrix": self.worst[0], "snr_db": self.worst[1]},
         }
 
     def tables(self) -> list[Table]:
@@ -89,7 +95,13 @@ class Verification:
             rows.append((DECODED, str(self.matrices)))
         if self.against:
             rows.append(("errors reproduced against" if self.measured else "same bits as", self.against))
-        return [Table(f"{self.name}: verified", ("checked", "count"), tuple(rows))]
+            rows += [(what, str(count)) for what, count in self.compared.items()]
+            if self.worst is not None:
+                rows.append((f"largest error: {self.worst[0]}", f"{self.worst[1]:.2f} dB"))
+        tables = [Table(f"{self.name}: verified", ("checked", "count"), tuple(rows))]
+        if self.not_compared:
+            tables.append(Table("Not compared", ("what", "why"), tuple(self.not_compared.items())))
+        return tables
 
 
 def verify(folder: str | Path, against: str | Path | None = None, *, progress: Progress | None = None) -> Verification:
@@ -118,14 +130,17 @@ def verify(folder: str | Path, against: str | Path | None = None, *, progress: P
     if not problems:
         problems, tensors, matrices = _check_values(path, manifest, report)
     measured = against is None or not is_coded(path) or _made_from(located(against), manifest)
+    found = Findings()
     if not problems and against is not None:
-        check = _check_against if measured else lossless_verification.check_against
-        problems = check(path, located(against), manifest)
+        hold = quantized_against if measured else lossless_against
+        found = hold(path, located(against), manifest)
+        problems = found.problems
     original = None if against is None else Path(against).name
     lines = tuple(dict.fromkeys(map(printable, problems)))
     count = len(manifest.get("files", {}))
     decoded = tensors if is_coded(path) else matrices
-    return Verification(path.name, count, tensors, decoded, original, lines, matrices, is_coded(path), measured)
+    seen = (found.compared, found.unseen, found.worst) if original else ({}, {}, None)
+    return Verification(path.name, count, tensors, decoded, original, lines, matrices, is_coded(path), measured, *seen)
 
 
 def _made_from(original: Path, manifest: dict[str, Any]) -> bool:
@@ -156,9 +171,11 @@ def _check_sums(path: Path, progress: Progress) -> tuple[list[str], list[str]]:
             listed[parts[2]] = parts[1]
         elif line or number != len(lines):
             problems.append(f"{SUMS}: line {number} is damaged")
-    present = {p.relative_to(path).as_posix() for p in path.rglob("*") if p.is_file()} - {SUMS}
-    present = {name for name in present if "__pycache__" not in name}  # of a kernel that was imported from here
-    problems += [f"{name}: not listed in {SUMS}" for name in sorted(present - listed.keys())]
+    inside = {p.relative_to(path).as_posix(): p for p in path.rglob("*")}
+    odd = sorted(n for n, p in inside.items() if p.is_symlink() or not (p.is_file() or p.is_dir()))
+    problems += [f"{name}: neither a file nor a folder: delete it" for name in odd]
+    present = {name for name, p in inside.items() if p.is_file() and name not in odd} - {SUMS}
+    problems += [f"{name}: not listed in {SUMS}{_advice(name)}" for name in sorted(present - listed.keys())]
     problems += [f"{name}: listed in {SUMS}, and missing" for name in sorted(listed.keys() - present)]
     damaged = []
     here = sorted(present & listed.keys())
@@ -167,6 +184,10 @@ def _check_sums(path: Path, progress: Progress) -> tuple[list[str], list[str]]:
         if digest_file(path / name) != listed[name]:
             damaged.append(name)
     return damaged, problems
+
+
+def _advice(name: str) -> str:
+    return ": delete it, it may run in place of the source beside it" if name.endswith(".pyc") else ""
 
 
 def _manifest(path: Path) -> tuple[dict[str, Any], list[str]]:
@@ -295,9 +316,9 @@ def _check_values(path: Path, manifest: dict[str, Any], progress: Progress) -> t
     for done, row in enumerate(rows):
         progress("decode", done, len(rows))
         try:
-            values = _decoded(row, held)
+            values = decode(row, held)
         except KeyError:
-            problems.append(f"target {row['target']}: {row['tensor']} is not stored")
+            problems.append(f"target {row['target']}: {row['tensor']} is not stored as config.json says")
             continue
         except (InputError, RuntimeError) as error:
             problems.append(f"target {row['target']}: {error}")
@@ -305,50 +326,3 @@ def _check_values(path: Path, manifest: dict[str, Any], progress: Progress) -> t
         if hashlib.sha256(raw_bytes(values)).hexdigest() != row["decoded"]:
             problems.append(f"target {row['target']}: decodes to other values than recorded")
     return problems, tensors, len(rows)
-
-
-def _decoded(row: dict[str, Any], held: Stored) -> torch.Tensor:
-    if row["target"] in held.packed:
-        return held.packed[row["target"]].decode()
-    tensor = held.read(held.entries[row["tensor"]])
-    return tensor.t().contiguous() if row["transposed"] else tensor
-
-
-def _check_against(path: Path, original: Path, manifest: dict[str, Any]) -> list[str]:
-    """Measure the errors again from the original weights, and compare the tensors that were kept."""
-    checkpoint = Checkpoint(original)
-    targets = {t.tensor: t for t in checkpoint.targets}
-    held = stored(path, read_config(path))
-    problems = []
-    for row in manifest.get("targets", []):
-        target, decoded = targets.get(row["tensor"]), _decoded(row, held)
-        if target is None or target.shape != tuple(decoded.shape):
-            problems.append(f"target {row['target']}: not in {original.name}, or of another shape there")
-            continue
-        snr = signal_to_noise(checkpoint.matrix(target), decoded)
-        if "snr_db" in row and not _close(snr, row["snr_db"]):
-            problems.append(f"target {row['target']}: SNR {snr} dB, reported {row['snr_db']}")
-    encoded = {row["tensor"] for row in manifest.get("targets", [])}
-    for name in checkpoint.stored:
-        same = name in encoded or (name in held.entries and _same(held, name, checkpoint))
-        if not same:
-            problems.append(f"tensor {name}: differs from {original.name}")
-    return problems
-
-
-def _same(held: Stored, name: str, checkpoint: Checkpoint) -> bool:
-    return raw_bytes(held.read(held.entries[name])) == raw_bytes(checkpoint.tensor(name))
-
-
-def signal_to_noise(original: torch.Tensor, decoded: torch.Tensor) -> float | None:
-    """10 log10(sum w^2 / sum (w - w')^2) in dB, in float64; None when there is no error."""
-    reference = original.double()
-    noise = float((decoded.double() - reference).square().sum())
-    signal = float(reference.square().sum())
-    return decibels(signal, noise)
-
-
-def _close(one: float | None, other: Any) -> bool:
-    if one is None or not isinstance(other, int | float):
-        return one is other
-    return abs(one - other) <= TOLERANCE_DB

@@ -1,0 +1,168 @@
+"""What `verify --against` compares besides tensors: config.json, side files, decoders, index, metadata."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from llmc.coded_files import INDEX as CODED_INDEX
+from llmc.coded_files import SINGLE, CodedTensors, coded_name, is_coded
+from llmc.config import read_config
+from llmc.formats.container import Container, Facts, Spec
+from llmc.formats.kernel_folder import kernel_files
+from llmc.formats.tensor_coder import MODES
+from llmc.layout import METADATA
+from llmc.manifest import MANIFEST, SUMS, digest_file, digest_json
+from llmc.safetensors_file import read_file
+from llmc.sidecar import INDEX
+from llmc.stored import Stored
+from llmc.travel import ARCHIVE
+
+WEIGHT_INDEXES = (INDEX, CODED_INDEX)
+WRITTEN = ("config.json", "README.md", MANIFEST, SUMS, ARCHIVE, *WEIGHT_INDEXES)
+"""Files that llmc writes itself; each is checked in its own way, or listed as not compared."""
+PROSE = {
+    "README.md": "the card is for people",
+    f"{MANIFEST}: recipe, versions, calibration, sizes, notes": "they say how it was made",
+}
+
+
+@dataclass
+class Findings:
+    """What was compared, and what came of it.
+
+    Attributes:
+        compared: what, and how many of it.
+        unseen: what was not compared, and why.
+        worst: the matrix with the largest error, and its signal-to-noise ratio in dB.
+    """
+
+    problems: list[str] = field(default_factory=list)
+    compared: dict[str, int] = field(default_factory=dict)
+    unseen: dict[str, str] = field(default_factory=lambda: dict(PROSE))
+    worst: tuple[str, float] | None = None
+
+
+def config_against(path: Path, want: dict[str, Any], where: str, found: Findings) -> None:
+    """config.json key by key, quantization_config too."""
+    mine = read_config(path)
+    for name, one, other in (
+        ("", mine, want),
+        ("quantization_config.", mine.get("quantization_config"), want.get("quantization_config")),
+    ):
+        one, other = (x if isinstance(x, dict) else {} for x in (one, other))
+        for key in sorted(one.keys() | other.keys()):
+            nested = not name and key == "quantization_config"
+            if not nested and digest_json(one.get(key, ...) if key in one else "") != digest_json(other.get(key, "")):
+                found.problems.append(f"config.json: {name}{key} is not what llmc writes for {where}")
+    if ("quantization_config" in mine) != ("quantization_config" in want):
+        found.problems.append(f"config.json: quantization_config is not what llmc writes for {where}")
+    found.compared["keys of config.json"] = len(want)
+
+
+def kept_config(inner: dict[str, Any], manifest: dict[str, Any], found: Findings) -> None:
+    """The config.json that decompress gives back of a coded artifact."""
+    try:
+        kept = json.loads(manifest.get("original_files", {}).get("config.json", ""))
+    except ValueError:
+        kept = None
+    if digest_json(kept) != digest_json(inner):
+        found.problems.append(f"{MANIFEST}: original_files: config.json is not what llmc wrote")
+    found.unseen[f"{MANIFEST}: original_files: README.md"] = "the card is for people"
+
+
+def coded_method(path: Path, inner: dict[str, Any], manifest: dict[str, Any]) -> dict[str, Any]:
+    """quantization_config of a coded artifact, whose own config.json was `inner`."""
+    weights = CODED_INDEX if (path / CODED_INDEX).is_file() else SINGLE
+    method = {"quant_method": "llmc", "mode": mode_of(path), "weights": weights, "dequantize": True}
+    turned = sorted(row["tensor"] for row in manifest.get("targets", []) if row.get("transposed"))
+    if "quantization_config" in inner:
+        method |= {"original": inner["quantization_config"], **({"transposed": turned} if turned else {})}
+    return method
+
+
+def mode_of(path: Path) -> str:
+    """How tensors were coded, which changes nothing that they decode to."""
+    own = read_config(path).get("quantization_config") if (path / "config.json").is_file() else None
+    said = own.get("mode") if isinstance(own, dict) else None
+    return str(said) if said in MODES else "balanced"
+
+
+def extra_files(
+    path: Path, container: Container, specs: dict[str, Spec], facts: Facts, found: Findings
+) -> dict[str, Any]:
+    """The further files of a container, compared."""
+    extra = container.extra_files(list(specs.values()), facts) if specs else {}
+    for name, content in extra.items():
+        try:
+            same = digest_json(json.loads((path / name).read_bytes())) == digest_json(content)
+        except (OSError, ValueError):
+            same = False
+        if not same:
+            found.problems.append(f"{name}: not what llmc writes")
+    return extra
+
+
+def side_files(
+    path: Path, original: Path, names: Iterable[str], extra: Mapping[str, Any], held: Stored, found: Findings
+) -> None:
+    """Tokenizer, templates, processors, licences: the original's bytes, none more and none less."""
+    own = {*WRITTEN, *extra, *(entry.file.name for entry in held.entries.values())}
+    own |= {e.file.name for p in held.packed.values() for e in p.parts.values()}
+    here = {p.relative_to(path).as_posix() for p in path.rglob("*") if p.is_file() and p.is_relative_to(path)}
+    here = {name for name in here if name not in own and not name.startswith("kernel/")}
+    wanted = set(names)
+    where = original.name
+    found.problems += [f"{name}: not in {where}" for name in sorted(here - wanted)]
+    found.problems += [f"{name}: in {where}, and missing here" for name in sorted(wanted - here)]
+    for name in sorted(here & wanted):
+        if digest_file(path / name) != digest_file(original / name):
+            found.problems.append(f"{name}: differs from {where}")
+    found.compared["files beside the weights"] = len(wanted)
+
+
+def decoders(path: Path, kernel: str, manifest: dict[str, Any], found: Findings) -> None:
+    """The decoders in `kernel/` are those that this llmc ships."""
+    from llmc import __version__
+
+    shipped = {name: hashlib.sha256(data).hexdigest() for name, data in kernel_files([kernel]).items()}
+    here = {p.relative_to(path).as_posix() for p in path.glob("kernel/**/*") if p.is_file()}
+    differing = sorted(n for n in here | shipped.keys() if n not in here or digest_file(path / n) != shipped.get(n))
+    if differing and manifest.get("llmc") not in (__version__, None):
+        version = str(manifest["llmc"])
+        found.unseen["kernel/"] = f"written by llmc {version}, this is {__version__}"
+        return
+    found.problems += [f"{name}: not the decoder that llmc {__version__} ships" for name in differing]
+    found.compared["files of the decoder"] = len(shipped)
+
+
+def layout(path: Path, held: Stored, metadata: dict[str, dict[str, str]] | None, found: Findings) -> None:
+    """The index and the metadata of the weight files say what is there.
+
+    Args:
+        metadata: of the source files of coded ones by name, where they are known; None for files that are not coded.
+    """
+    entries = CodedTensors(path).entries if is_coded(path) else None
+    placed = {n: e.file.name for n, e in (entries or held.entries).items()}
+    if entries is None:
+        placed |= {e.name: e.file.name for p in held.packed.values() for e in p.parts.values()}
+    wanted = {coded_name(name): said for name, said in (metadata or {}).items()}
+    for file in sorted(set(placed.values())):
+        said = read_file(path / file).metadata
+        if metadata is None or (file not in wanted and "format" in said and said["format"] == METADATA["format"]):
+            same = said == METADATA
+        else:
+            same = file not in wanted or said == wanted[file]
+        if not same:
+            found.problems.append(f"{file}: its metadata is not what llmc writes")
+    for index in (name for name in WEIGHT_INDEXES if (path / name).is_file()):
+        try:
+            listed = json.loads((path / index).read_bytes())["weight_map"]
+        except (ValueError, KeyError, TypeError):
+            listed = None
+        if listed != placed:
+            found.problems.append(f"{index}: lists other tensors, or other files, than there are")
