@@ -25,7 +25,7 @@ from random_llama import Shape, write_random_llama
 from safetensors.torch import load_file, save_file
 
 import llmc
-from llmc.against import decode, signal_to_noise
+from llmc.against import signal_to_noise
 from llmc.artifact import raw_bytes
 from llmc.checkpoint import Checkpoint
 from llmc.coded_files import CodedTensors, is_coded
@@ -90,7 +90,7 @@ def reseal(folder: Path) -> None:
     try:
         held = stored(folder, read_config(folder))
         for row in body.get("targets", []):
-            row["decoded"] = hashlib.sha256(raw_bytes(decode(row, held))).hexdigest()
+            row["decoded"] = hashlib.sha256(raw_bytes(held.decode(row))).hexdigest()
     except (llmc.LlmcError, KeyError, RuntimeError):
         pass  # it no longer decodes: verify has to say so
     write_manifest(folder, body)
@@ -120,7 +120,7 @@ def forge(folder: Path, original: Path) -> None:
     def honest(manifest: dict[str, Any]) -> None:
         for row in manifest["targets"]:
             weight = checkpoint.matrix(targets[row["tensor"]])
-            row["snr_db"] = signal_to_noise(weight, decode(row, held))
+            row["snr_db"] = signal_to_noise(weight, held.decode(row))
             row["bond"] = bond(weight, row["decoded"])
 
     edit_manifest(folder, honest)

@@ -139,7 +139,7 @@ def _rows(
         if name in rows:
             found.problems.append(f"{MANIFEST}: {name} has two rows")
         rows[name] = row
-        decoded = decode(row, held)
+        decoded = held.decode(row)
         if target is None or target.shape != tuple(decoded.shape):
             where = checkpoint.folder.name
             found.problems.append(f"target {row['target']}: not in {where}, or of another shape there")
@@ -205,14 +205,6 @@ def _is_canonical(held: Stored, container: Container, spec: Spec) -> bool:
         and raw_bytes(t.contiguous()) == raw_bytes(again[n].contiguous())
         for n, t in tensors.items()
     )
-
-
-def decode(row: dict[str, Any], held: Stored) -> torch.Tensor:
-    """The matrix `[out, in]` of a row, by its reference kernel. Raises KeyError when it is not stored."""
-    if row["target"] in held.packed:
-        return held.packed[row["target"]].decode()
-    tensor = held.read(held.entries[row["tensor"]])
-    return tensor.t().contiguous() if row["transposed"] else tensor
 
 
 def _tensors(

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from llmc.coded_files import CodedTensors, held_config, is_coded
 from llmc.packed import READABLE, Packed, Read, split
 from llmc.safetensors_file import TensorEntry, load, read_folder
@@ -32,6 +34,13 @@ class Stored:
     read: Read
     weight_bytes: int
     coded: CodedTensors | None = None
+
+    def decode(self, row: Mapping[str, Any]) -> torch.Tensor:
+        """The matrix `[out, in]` of a manifest's row, by its reference kernel. Raises KeyError when it is not stored."""
+        if row["target"] in self.packed:
+            return self.packed[row["target"]].decode()
+        tensor = self.read(self.entries[row["tensor"]])
+        return tensor.t().contiguous() if row["transposed"] else tensor
 
     def bytes_of(self, packed: Packed) -> int:
         """Bytes on disk of an encoded matrix."""

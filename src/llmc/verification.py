@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 from llmc import lossless_verification
-from llmc.against import decode, lossless_against, quantized_against
 from llmc.against_files import Findings
 from llmc.artifact import raw_bytes
 from llmc.coded_files import is_coded
@@ -132,6 +131,8 @@ def verify(folder: str | Path, against: str | Path | None = None, *, progress: P
     measured = against is None or not is_coded(path) or _made_from(located(against), manifest)
     found = Findings()
     if not problems and against is not None:
+        from llmc.against import lossless_against, quantized_against
+
         hold = quantized_against if measured else lossless_against
         found = hold(path, located(against), manifest)
         problems = found.problems
@@ -316,7 +317,7 @@ def _check_values(path: Path, manifest: dict[str, Any], progress: Progress) -> t
     for done, row in enumerate(rows):
         progress("decode", done, len(rows))
         try:
-            values = decode(row, held)
+            values = held.decode(row)
         except KeyError:
             problems.append(f"target {row['target']}: {row['tensor']} is not stored as config.json says")
             continue
