@@ -238,10 +238,14 @@ def _check_index(folder: Path, files: WeightFiles) -> None:
 def _check_files(folder: Path, files: WeightFiles, manifest: dict[str, Any]) -> bool:
     """Whether every weight file has the size and the header that were recorded; the tensors were checked before.
 
-    Raises CheckpointError when one has another header.
+    Raises CheckpointError when one has another header, or one that calls the tensors otherwise.
     """
     recorded, checked = manifest.get("originals", {}), 0
     for name, size in files.sizes.items():
+        placed = {n: (s.dtype, s.shape, s.start, s.stop) for n, s in files.slots.items() if s.file == name}
+        entries = read_file(folder / name).entries
+        if {n: (e.dtype, tuple(e.shape), e.start, e.stop) for n, e in entries.items()} != placed:
+            raise CheckpointError(f"the kept header of {name} is not of its tensors", where=folder.name, fix=AGAIN)
         about = recorded.get(name) if isinstance(recorded, dict) else None
         if not isinstance(about, dict) or about.get("header") is None:
             continue

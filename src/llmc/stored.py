@@ -36,7 +36,7 @@ class Stored:
     coded: CodedTensors | None = None
 
     def decode(self, row: Mapping[str, Any]) -> torch.Tensor:
-        """The matrix `[out, in]` of a manifest's row, by its reference kernel. Raises KeyError when it is not stored."""
+        """The matrix `[out, in]` of a manifest's row, by its reference kernel. Raises KeyError when it is not there."""
         if row["target"] in self.packed:
             return self.packed[row["target"]].decode()
         tensor = self.read(self.entries[row["tensor"]])
