@@ -26,6 +26,6 @@ def test_a_kept_header_that_swaps_two_names(tmp_path: Path) -> None:
     assert swapped != header
     metadata["header"] = base64.b64encode(zlib.compress(swapped)).decode()
     save_file(load_file(file), file, metadata)
-    with pytest.raises(llmc.LlmcError, match="the kept header of model.safetensors is not of its tensors"):
+    with pytest.raises(llmc.LlmcError, match=r"the kept header of model\.safetensors is not of its tensors"):
         llmc.decompress(file, tmp_path / "back")
     assert not (tmp_path / "back").exists()
