@@ -101,13 +101,14 @@ CONFIGS: list[tuple[str, Spoil, str]] = [
     (
         "number",
         config(architectures=[5]),
-        f"transformers {transformers.__version__} has no model 5; upgrade transformers",
+        "config.json: architectures[0] is not of its type",
     ),
     (
         "text",
         config(architectures="Llama"),
-        'config.json names no architecture; add "architectures": ["..."]',
+        "config.json: architectures is not of its type",
     ),
+    ("quantization", config(quantization_config=5), "config.json: quantization_config is not of its type"),
     ("unnamed", config(architectures=None), 'config.json names no architecture; add "architectures": ["..."]'),
     ("activation", config(hidden_act="nope"), "config.json does not describe a LlamaForCausalLM: 'nope'"),
     (
@@ -155,7 +156,7 @@ UNSAFE: list[tuple[dict[str, Any], str]] = [
         "or turn it into plain ones with llmc export --format dense",
     ),
     (
-        {"quantization_config": 5},
+        {"quantization_config": {}},
         "the checkpoint is quantized already (unknown); start from the original weights, "
         "or turn it into plain ones with llmc export --format dense",
     ),

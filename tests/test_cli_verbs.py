@@ -84,8 +84,15 @@ EVERY_ARGUMENT = {
     "allow_nonfinite": True,
     "entropy": True,
 }
-EVERY_SWITCH = ["--dry-run", "--allow-unresolved", "--fresh", "--force"]
-RUN_DEFAULTS = {"overrides": [], "dry_run": False, "allow_unresolved": False, "fresh": False, "force": False}
+EVERY_SWITCH = ["--push", "u/r", "--dry-run", "--allow-unresolved", "--fresh", "--force"]
+RUN_DEFAULTS = {
+    "overrides": [],
+    "push": None,
+    "dry_run": False,
+    "allow_unresolved": False,
+    "fresh": False,
+    "force": False,
+}
 
 CALLS: list[tuple[list[str], tuple[Any, ...], dict[str, Any]]] = [
     (["quantize", "M", "-o", "O"], ("M", "O"), {}),
@@ -104,6 +111,7 @@ CALLS: list[tuple[list[str], tuple[Any, ...], dict[str, Any]]] = [
         ("r.yaml", "O"),
         {
             "overrides": ["stages.0.bits=3", "seed=1"],
+            "push": "u/r",
             "dry_run": True,
             "allow_unresolved": True,
             "fresh": True,

@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from llmc.coded_files import CodedTensors, held_config, is_coded
-from llmc.config import safe_config
+from llmc.config import open_config, safe_config
 from llmc.errors import CheckpointError, UnsupportedError
 from llmc.manifest import read_manifest
 from llmc.packed import Packed, dense_entry, refuse_undecodable
@@ -62,7 +62,7 @@ class Checkpoint:
             entries = self._unpack_entries(entries)
         self.entries = entries
         _check_sizes(self.config_dict, len(self.entries), folder)
-        self.skeleton = Skeleton(_transformers_config(folder), self.entries, folder.name)
+        self.skeleton = Skeleton(_dense_config(folder), self.entries, folder.name)
         self.duplicates = self._duplicates()
 
     @property
@@ -286,19 +286,11 @@ def _bounds(key: str, value: Any, tensors: int) -> tuple[int, int] | None:
     return None
 
 
-def _transformers_config(folder: Path) -> Any:
-    from transformers import AutoConfig
-
-    try:
-        config: Any = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
-        if hasattr(config, "quantization_config"):
-            del config.quantization_config
-        return config
-    except MemoryError:
-        raise
-    except Exception as error:  # pydantic, strict dataclasses and plain ValueErrors, by architecture
-        line = " ".join(str(error).split())
-        raise CheckpointError(f"config.json is not usable: {line[:300]}", where=folder.name) from error
+def _dense_config(folder: Path) -> Any:
+    config = open_config(folder)
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config
+    return config
 
 
 def assign(model: nn.Module, key: str, value: torch.Tensor) -> None:

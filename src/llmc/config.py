@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from llmc.errors import CheckpointError, UnsupportedError
-from llmc.strict_json import short
+from llmc.strict_json import misfit, short
 
 MAX_CONFIG = 10_000_000
 BUILT_IN = {"eager", "sdpa", "flex_attention", "paged|eager", "paged|sdpa", "batched_mm", "grouped_mm"}
@@ -18,9 +18,20 @@ them, may be fetched from the Hub as a kernel."""
 IMPLEMENTATION = re.compile(r"_?(attn|experts)_implementation(_internal)?")
 CODE = ("auto_map", "trust_remote_code", "custom_generate")
 KERNELS = ("use_kernels", "kernel_config", "hub_kernels", "allow_all_kernels")
-FETCHED = ("eetq", "fbgemm_fp8")
+FETCHED = ("eetq", "fbgemm_fp8", "nvfp4")
 """`quant_method`s that compute with kernels of the Hub only."""
 MAX_DEPTH = 64
+TEXT = (str, type(None))
+FORM: dict[str, Any] = {
+    "architectures?": [str],
+    "model_type?": str,
+    "quantization_config?": {
+        "quant_method?": TEXT,
+        "original?": (dict, type(None)),
+        "config_groups?": {"*": dict},
+    },
+}
+"""The fields that llmc reads itself, as `misfit` has it; all others are for transformers to judge."""
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -38,7 +49,11 @@ def read_config(folder: Path) -> dict[str, Any]:
     if not isinstance(config, dict):
         raise CheckpointError("config.json is not a JSON object", where=folder.name)
     if depth(config) > MAX_DEPTH:
-        raise CheckpointError(f"config.json is nested more than {MAX_DEPTH} deep", where=folder.name)
+        raise CheckpointError(f"config.json is not a config: nested more than {MAX_DEPTH} deep", where=folder.name)
+    present = {key: value for key, value in config.items() if value is not None}
+    wrong = misfit(present, FORM, "")
+    if wrong is not None:
+        raise CheckpointError(f"config.json: {wrong} is not of its type", where=folder.name)
     return config
 
 
@@ -62,6 +77,23 @@ def safe_config(folder: Path) -> dict[str, Any]:
     if found is not None:
         raise UnsupportedError(found[0], where=folder.name, fix=found[1])
     return config
+
+
+def open_config(folder: Path) -> Any:
+    """The config of transformers that config.json describes.
+
+    Raises CheckpointError and UnsupportedError as `safe_config` does, and for what transformers refuses.
+    """
+    from transformers import AutoConfig
+
+    safe_config(folder)
+    try:
+        return AutoConfig.from_pretrained(str(folder), trust_remote_code=False, local_files_only=True)
+    except MemoryError:
+        raise
+    except Exception as error:  # pydantic, strict dataclasses and plain ValueErrors, by architecture
+        line = " ".join(str(error).split())
+        raise CheckpointError(f"config.json is not usable: {line[:300]}", where=folder.name) from error
 
 
 def code_in(config: dict[str, Any]) -> tuple[str, str] | None:

@@ -115,3 +115,15 @@ class InterruptedRun(LlmcError):  # noqa: N818 - what happened is no error of an
 def printable(text: str) -> str:
     """`text` on one line with control characters escaped: names from files reach terminals through here."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+
+
+def first_line(error: BaseException) -> str:
+    """What another library said, in one line."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
+def foreign(error: BaseException) -> bool:
+    """Whether another library raised `error` over its input: no stop by the user, no lack of memory, none of ours."""
+    if isinstance(error, MemoryError | LlmcError):
+        return False
+    return isinstance(error, Exception) or type(error).__name__ == "PanicException"  # of compiled Rust

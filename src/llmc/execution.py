@@ -23,11 +23,12 @@ from llmc.calibration.inputs import model_inputs, noise_note
 from llmc.checkpoint import Checkpoint
 from llmc.coded_folder import folder_for
 from llmc.encoding import Stored, encode_together, notes_of, require_finite, store
-from llmc.errors import InputError, OutputError, UsageError
+from llmc.errors import CheckpointError, InputError, OutputError, UsageError
 from llmc.formats.container import Container, Spec
 from llmc.planning import Job, check_memory, fingerprint
 from llmc.ram import activation_memory, batch_size
 from llmc.recipe import resolve_text, to_dict
+from llmc.runtime import opening
 from llmc.safetensors_file import load_rows
 from llmc.structure import Context, InputPoint, Progress, silent
 from llmc.walk import Walk
@@ -346,11 +347,11 @@ def held_out(calibration: CalibrationSet) -> tuple[CalibrationSet, CalibrationSe
 
 def open_tokenizer(folder: Path) -> Any:
     """The folder's tokenizer, or None when it has none."""
-    from transformers import AutoTokenizer
-
     try:
-        return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        return opening.open_tokenizer(folder)
+    except CheckpointError:
+        if any(folder.glob("tokenizer*")):
+            raise
         return None
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from llmc.coded_files import is_coded
-from llmc.config import read_config
+from llmc.config import code_in, read_config
 from llmc.formats.coded_head import KINDS
 from llmc.hub import resolve_model
 from llmc.manifest import read_manifest
@@ -26,6 +26,7 @@ class Inspection:
         layers: one dict per tensor that is a matrix: name, encoding, shape, bits_per_weight, bytes, snr_db (or None).
         other_bytes: of the tensors that are not matrices.
         manifest: what `llmc.json` says about the run, when there is one.
+        refused: why the verbs that open the model will not, where its config asks for code; else "".
     """
 
     name: str
@@ -35,6 +36,7 @@ class Inspection:
     layers: tuple[dict[str, Any], ...]
     other_bytes: int
     manifest: dict[str, Any] | None
+    refused: str = ""
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -45,6 +47,7 @@ class Inspection:
             "other_bytes": self.other_bytes,
             "layers": list(self.layers),
             "manifest": self.manifest,
+            "refused": self.refused,
         }
 
     def tables(self) -> list[Table]:
@@ -53,6 +56,7 @@ class Inspection:
             ("weight files", f"{self.weight_bytes:,} bytes"),
             ("bits_per_weight of the model", f"{self.bits_per_weight:.3f}"),
             ("made from", self.manifest["base_model"] if self.manifest else "unknown: no llmc.json"),
+            *((("other verbs refuse it", self.refused),) if self.refused else ()),
         )
         rows = tuple(
             (
@@ -103,6 +107,7 @@ def inspect(folder: str | Path) -> Inspection:
         layers=tuple(sorted(layers, key=lambda layer: str(layer["name"]))),
         other_bytes=other,
         manifest=_summary(manifest),
+        refused=(code_in(config) or ("", ""))[0],
     )
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from llmc.coded_files import CodedTensors, cores, is_coded
+from llmc.config import safe_config
 from llmc.errors import UsageError
 from llmc.hub import resolve_model
 from llmc.safetensors_file import load as load_plain
@@ -63,10 +64,12 @@ def load(folder: str | Path, *, resident: str = "dense", dtype: torch.dtype | No
 
         return resident_model(path, dtype, device)
     import llmc.hf  # noqa: F401  # registers the format
-    from llmc.runtime.opening import model_class
+    from llmc.runtime.opening import decoding, model_class
 
+    options = {"trust_remote_code": False, "local_files_only": True, "use_safetensors": True}
     try:
-        model = model_class(path).from_pretrained(str(path), dtype=dtype or "auto", trust_remote_code=False)
+        reader = model_class(path)
+        model = reader.from_pretrained(str(path), dtype=dtype or "auto", **options, **decoding(safe_config(path)))
     except RuntimeError:
         if is_coded(path):  # transformers reports what went wrong with a tensor in a table: here it is one line
             coded = CodedTensors(path)

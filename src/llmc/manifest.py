@@ -13,29 +13,45 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from llmc.strict_json import misfit
+
 FORMAT_VERSION = 2
 """2: rows of matrices have a bond."""
 READABLE_VERSIONS = (1, FORMAT_VERSION)
 MANIFEST = "llmc.json"
 SUMS = "SHA256SUMS"
 
-KINDS: dict[str, type] = {
-    "tensors": dict,
-    "targets": list,
-    "files": dict,
-    "fields": dict,
-    "base_model": str,
-    "format": str,
-    "recipe": dict,
-    "sizes": dict,
-    "notes": list,
+HALVES = re.compile(rb"\\u[dD][89a-fA-F]")
+"""Halves of surrogate pairs, which may stand alone: such text cannot be written again."""
+NUMBER = (int, float, type(None))
+FORM: dict[str, Any] = {
+    "tensors?": {"*": {"file": str, "decoded?": str, "shape?": [int], "elements?": int, "bytes?": int}},
+    "targets?": [
+        {
+            "target": str,
+            "tensor": str,
+            "transposed": bool,
+            "decoded": str,
+            "shape?": [int],
+            "stored?": [str],
+            "snr_db?": NUMBER,
+            "bits_per_weight?": NUMBER,
+        }
+    ],
+    "files?": {"*": {"bytes": int, "sha256": str}},
+    "fields?": {"*": {"*": str}},
+    "originals?": {"*": {"bytes": int, "header?": (str, type(None))}},
+    "original_files?": {"*": str},
+    "original_digests?": {"*": str},
+    "base_model?": str,
+    "format?": str,
+    "holds?": (str, type(None)),
+    "llmc?": str,
+    "recipe?": {"lossless?": dict},
+    "sizes?": {"*": NUMBER},
+    "notes?": [str],
 }
-RECORDS: dict[str, dict[str, type]] = {
-    "tensors": {"file": str},
-    "targets": {"target": str, "tensor": str, "transposed": bool, "decoded": str},
-    "files": {"bytes": int, "sha256": str},
-    "fields": {},
-}
+"""What stands in a manifest, as `strict_json.misfit` reads it; what is not listed here is not read."""
 
 
 def digest_file(path: Path) -> str:
@@ -93,18 +109,7 @@ def malformed(document: dict[str, Any]) -> str | None:
     """The first field of a manifest that is not of its type, e.g. `targets[3].tensor`; None when all are."""
     if document.get("format_version") not in READABLE_VERSIONS:
         return "format_version"
-    for name, kind in KINDS.items():
-        if not isinstance(document.get(name, kind()), kind):
-            return name
-    for name, record in RECORDS.items():
-        values = document.get(name, {})
-        for key, value in values.items() if isinstance(values, dict) else enumerate(values):
-            if not isinstance(value, dict):
-                return f"{name}[{key}]"
-            wrong = next((k for k, kind in record.items() if not isinstance(value.get(k), kind)), None)
-            if wrong is not None:
-                return f"{name}[{key}].{wrong}"
-    return None
+    return misfit(document, FORM, "")
 
 
 def salvaged(data: bytes) -> dict[str, Any]:
@@ -122,7 +127,10 @@ def salvaged(data: bytes) -> dict[str, Any]:
 
 def _json_object(path: Path) -> dict[str, Any] | None:
     try:
-        document = json.loads(path.read_bytes())
+        data = path.read_bytes()
+        document = json.loads(data)
+        if HALVES.search(data):
+            json.dumps(document, ensure_ascii=False).encode()
     except (ValueError, RecursionError):
         return None
     return document if isinstance(document, dict) else None

@@ -140,6 +140,7 @@ def run(
     out: str | Path | None = None,
     *,
     overrides: Sequence[str] = (),
+    push: str | None = None,
     dry_run: bool = False,
     allow_unresolved: bool = False,
     fresh: bool = False,
@@ -152,6 +153,7 @@ def run(
     Args:
         recipe: path of a YAML file, or the name of a recipe that ships with llmc.
         overrides: `path=value`, as in `stages.0.bits=3`.
+        push: the repository that the recipe may upload to: named here too, since a recipe may be anybody's.
         dry_run: check everything, return the plan, write nothing.
         allow_unresolved: let gates pass that the intervals of their figures do not decide.
 
@@ -159,8 +161,11 @@ def run(
 
     Raises:
         RecipeError: naming file, line and stage.
+        UsageError: the recipe uploads, and `push` does not agree; `push`, and the recipe does not upload.
     """
     resolved = load_recipe(recipe, overrides)
+    if not dry_run:
+        require_consent(resolved, push)
     if resolved.eval is not None:
         load_tasks(resolved.eval.tasks)  # what is wrong with them shows before the work
     job = prepare(resolved, _open(resolved, token))
@@ -171,6 +176,20 @@ def run(
         raise UsageError("nowhere to write to", fix="add -o OUT, or `out:` to the recipe")
     options: dict[str, Any] = {"fresh": fresh, "force": force, "progress": progress, "token": token}
     return carry_out(job, Path(place), allow_unresolved=allow_unresolved, **options)
+
+
+def require_consent(recipe: Recipe, push: str | None) -> None:
+    """Raise UsageError unless who runs a recipe has named the repository that it uploads to."""
+    repo = None if recipe.push is None else recipe.push.repo
+    if repo == push:
+        return
+    if repo is None:
+        raise UsageError("the recipe uploads nothing", where=f"--push {push}", fix=f"add --set push.repo={push}")
+    raise UsageError(
+        f"the recipe uploads the model to {repo}{'' if push is None else f', not to {push}'}",
+        where="push",
+        fix=f"add --push {repo} if it shall, else --set push=null",
+    )
 
 
 def _recipe(model: str | None, recipe: str | None, overrides: Sequence[str], options: dict[str, Any]) -> Recipe:

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+MOST = 1 << 62
 VALUE_LIMIT = 1 << 18  # bytes of one name, of one nested value, or of one value parsed at once
 DEPTH_LIMIT = 32
 
@@ -139,3 +140,27 @@ _PARSER = json.JSONDecoder(object_pairs_hook=_unique)
 def short(text: str) -> str:
     """`text`, or the head of a long one, for a message."""
     return text if len(text) <= 120 else f"{text[:100]}... ({len(text)} characters)"
+
+
+def misfit(value: Any, form: Any, at: str) -> str | None:
+    """Where in `value`, which is called `at`, something is not of its form; None when all is.
+
+    A form is a type, or several; `[form of each]`; `{"*": form of each}`; or a dict of the fields of a record, with `?`
+    after the names of those that it may lack; others may be there. Numbers stay below 2^62.
+    """
+    kind: Any = type(form) if isinstance(form, dict | list) else form
+    wrong = not isinstance(value, kind) or (isinstance(value, int | float) and not -MOST < value < MOST)
+    if wrong or not isinstance(form, dict | list):
+        return at if wrong else None
+    if isinstance(form, list):
+        parts = [(f"{at}[{i}]", inner, form[0]) for i, inner in enumerate(value)]
+    elif "*" in form:
+        parts = [(f"{at}[{key}]", inner, form["*"]) for key, inner in value.items()]
+    else:
+        named = {key.removesuffix("?"): (key.endswith("?"), inner) for key, inner in form.items()}
+        parts = [
+            (f"{at}.{key}".lstrip("."), value.get(key), inner)
+            for key, (optional, inner) in named.items()
+            if key in value or not optional
+        ]
+    return next((found for name, inner, each in parts if (found := misfit(inner, each, name)) is not None), None)

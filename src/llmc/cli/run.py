@@ -12,6 +12,10 @@ from llmc.cli.output import Output
 
 Recipe = Annotated[str, Argument(metavar="RECIPE", help="A YAML file, or the name of a recipe that ships.")]
 Out = Annotated[str | None, Option("-o", "--out", metavar="OUT", help="Folder to write, instead of the recipe's.")]
+Push = Annotated[
+    str | None,
+    Option("--push", metavar="USER/REPO", help="Let the recipe upload to this repository; without it, it may not."),
+]
 AllowUnresolved = Annotated[
     bool, Option("--allow-unresolved", help="Let gates pass that the intervals of their figures do not decide.")
 ]
@@ -22,6 +26,7 @@ def run(
     recipe: Recipe,
     out: Out = None,
     overrides: Overrides = None,
+    push: Push = None,
     dry_run: DryRun = False,
     allow_unresolved: AllowUnresolved = False,
     fresh: Fresh = False,
@@ -44,6 +49,7 @@ def run(
             recipe,
             out,
             overrides=overrides or [],
+            push=push,
             dry_run=dry_run,
             allow_unresolved=allow_unresolved,
             fresh=fresh,

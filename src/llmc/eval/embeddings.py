@@ -121,10 +121,11 @@ def embed(
     for i, row in enumerate(cut):
         if not row:
             raise InputError(f"text {i + 1} has no token", where=name, fix="leave empty texts out")
-    require_ids_fit(model, max(map(max, cut)), name)
+    pad = tokenizer.pad_token_id or 0
+    require_ids_fit(model, max(pad, *map(max, cut)), name)
     vectors: dict[int, NDArray[np.float64]] = {}
     for batch in _batches(cut):
-        pooled = _pooled(model, [cut[i] for i in batch], tokenizer.pad_token_id or 0, pooling)
+        pooled = _pooled(model, [cut[i] for i in batch], pad, pooling)
         vectors |= zip(batch, pooled, strict=True)
         report(f"embed: {name}" if name else "embed", len(vectors), len(rows))
     table = np.stack([vectors[i] for i in range(len(rows))])
@@ -191,7 +192,7 @@ def _json(path: Path, kind: type) -> Any:
         value = json.loads(path.read_bytes())
     except FileNotFoundError:
         return None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError("not a readable JSON file", where=f"{path.parent.name}/{path.name}") from error
     if not isinstance(value, kind):
         raise CheckpointError(f"holds no {kind.__name__}", where=f"{path.parent.name}/{path.name}")

@@ -18,10 +18,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from llmc.errors import CalibrationError, InputError, NetworkError, UnsupportedError, UsageError
+from llmc.errors import CalibrationError, InputError, NetworkError, UnsupportedError, UsageError, first_line
 from llmc.eval.intervals import paired_intervals
 from llmc.eval.loading import quiet
-from llmc.eval.sizes import first_line
 from llmc.eval.task_report import compare_items
 from llmc.registry import suggest
 

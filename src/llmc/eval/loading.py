@@ -21,9 +21,9 @@ import torch
 from llmc.coded_files import CodedTensors, is_coded
 from llmc.config import safe_config
 from llmc.decoding import dense_model
-from llmc.errors import CheckpointError, InputError, UnsupportedError
-from llmc.eval.sizes import first_line, without_quantization
-from llmc.runtime.opening import decoding
+from llmc.errors import CheckpointError, InputError, UnsupportedError, first_line
+from llmc.eval.sizes import without_quantization
+from llmc.runtime.opening import decoding, open_tokenizer
 from llmc.safetensors_file import read_folder
 
 NEEDED = "perplexity and KL need a decoder with its head (a ...ForCausalLM); inspect and verify take any model"
@@ -125,19 +125,6 @@ def quiet() -> Iterator[None]:
         notes.set_verbosity(level)
         if bars:
             notes.enable_progress_bar()
-
-
-def open_tokenizer(folder: Path) -> Any:
-    from transformers import AutoTokenizer
-
-    try:
-        return AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False, local_files_only=True)
-    except Exception as error:
-        raise CheckpointError(
-            f"no tokenizer that transformers can read: {first_line(error)}",
-            where=folder.name,
-            fix="copy tokenizer.json and tokenizer_config.json of the original into it",
-        ) from error
 
 
 def _open_quantized(folder: Path, kind: Kind, settings: Mapping[str, Any], dtype: torch.dtype) -> Any:

@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
-from llmc.config import safe_config
-from llmc.errors import CheckpointError
+from llmc.config import open_config, safe_config
+from llmc.errors import CheckpointError, first_line
 from llmc.stored import Stored, stored
 
 
@@ -60,14 +60,16 @@ def represented_elements(folder: Path) -> int:
     """
     import transformers
 
+    config = open_config(folder)
     try:
-        config = transformers.AutoConfig.from_pretrained(str(folder), trust_remote_code=False, local_files_only=True)
         plain = without_quantization(config)
         kind: Any = getattr(transformers, (plain.architectures or ["AutoModel"])[0], transformers.AutoModel)
         build = kind._from_config if hasattr(kind, "_from_config") else kind.from_config
         with torch.device("meta"):
             model = build(plain)
-    except (OSError, ValueError, TypeError, AttributeError, ImportError) as error:
+    except MemoryError:
+        raise
+    except Exception as error:  # whatever each architecture raises
         raise CheckpointError(f"transformers cannot build it: {first_line(error)}", where=folder.name) from error
     return sum(parameter.numel() for parameter in model.parameters())
 
@@ -79,11 +81,6 @@ def without_quantization(config: Any) -> Any:
         if hasattr(part, "quantization_config"):
             del part.quantization_config
     return plain
-
-
-def first_line(error: BaseException) -> str:
-    """What another library said, in one line."""
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
 def _targeted(tensors: Stored) -> dict[str, float]:

@@ -13,14 +13,15 @@ from typing import Any
 
 import torch
 
-from llmc.config import read_config
+from llmc.config import open_config, read_config
 from llmc.eval.embeddings import open_encoder
-from llmc.eval.loading import model_kind, open_model, open_tokenizer
+from llmc.eval.loading import model_kind, open_model
 from llmc.eval.report import Source
 from llmc.eval.seq2seq import open_seq2seq
 from llmc.eval.sizes import Sizes, folder_sizes
 from llmc.hub import resolve_model
 from llmc.recipe_paths import resolve_model as embedded_or_id
+from llmc.runtime.opening import open_tokenizer
 from llmc.structure import Progress
 
 Opener = Callable[[Path], tuple[Any, Any]]
@@ -82,9 +83,7 @@ class Subject:
         """Of transformers: the opened model's own, or what its folder says."""
         if self._opened is not None:
             return self._opened[0].config
-        from transformers import AutoConfig
-
-        return AutoConfig.from_pretrained(str(self.folder), trust_remote_code=False, local_files_only=True)
+        return open_config(self.folder)
 
     @property
     def tokenizer_source(self) -> Source:
