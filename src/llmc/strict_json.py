@@ -149,7 +149,7 @@ def misfit(value: Any, form: Any, at: str) -> str | None:
     after the names of those that it may lack; others may be there. Numbers stay below 2^62.
     """
     kind: Any = type(form) if isinstance(form, dict | list) else form
-    wrong = not isinstance(value, kind) or (isinstance(value, int | float) and not -MOST < value < MOST)
+    wrong = not isinstance(value, kind) or _is_huge(value)
     if wrong or not isinstance(form, dict | list):
         return at if wrong else None
     if isinstance(form, list):
@@ -164,3 +164,7 @@ def misfit(value: Any, form: Any, at: str) -> str | None:
             if key in value or not optional
         ]
     return next((found for name, inner, each in parts if (found := misfit(inner, each, name)) is not None), None)
+
+
+def _is_huge(value: Any) -> bool:
+    return isinstance(value, int | float) and not -MOST < value < MOST
