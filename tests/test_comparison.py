@@ -19,11 +19,11 @@ from markdown_it import MarkdownIt
 
 from llmc.eval.comparison import Comparison, Row, compared, schema
 from llmc.eval.comparison_table import TERMINAL, task_cell
-from llmc.eval.markdown import code, plain, row, rule
 from llmc.eval.metrics import WindowSums
 from llmc.eval.report import EvalReport
 from llmc.eval.task_report import TaskReport
 from llmc.eval.tasks import METRICS
+from llmc.markdown import code, plain, row, rule
 
 
 def at(weight_bytes: int, kl: float, **changes: Any) -> EvalReport:

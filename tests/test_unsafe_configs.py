@@ -12,7 +12,7 @@ from spoiled import Command, change_config, copy
 
 import llmc
 from llmc.config import safe_config
-from llmc.errors import LlmcError
+from llmc.errors import LlmcError, UnsupportedError
 
 RTN = ("--method", "rtn", "--group-size", "32")
 
@@ -114,3 +114,74 @@ def test_a_recipe_uploads_only_where_the_command_line_says(
     assert [p.name for p in tmp_path.iterdir()] == ["r.yaml"]
     assert command("run", recipe, "-o", tmp_path / "out", "--set", "push=null").code == 0  # the advice works
     assert command("run", recipe, "--dry-run").code == 0
+
+
+NAMED: list[dict[str, Any]] = [
+    {"cache_implementation": "hybrid"},
+    {"_attn_implementation_autoset": True},
+    {"attn_implementation": {"text_config": "sdpa", "vision_config": None}},
+    {"loss_implementation": "mine"},
+]
+
+
+@pytest.mark.parametrize("changes", NAMED, ids=range(len(NAMED)))
+def test_what_only_sounds_like_code_is_taken(intact: Path, tmp_path: Path, changes: Any) -> None:
+    model = copy(intact, tmp_path / "model")
+    change_config(model, **changes)
+    assert safe_config(model) is not None
+
+
+MORE: list[dict[str, Any]] = [
+    {"cache_implementation": "evil/cache"},
+    {"text_config": {"use_kernels": True}},
+    {"kernel_config": {"RMSNorm": "evil/norm:RMSNorm"}},
+    {"quantization_config": {"quant_method": "eetq"}},
+    {"attn_implementation": "paged|evil/attn"},
+    {"attn_implementation": ["evil/attn"]},
+]
+
+
+@pytest.mark.parametrize("changes", MORE, ids=range(len(MORE)))
+def test_more_that_would_be_fetched(intact: Path, tmp_path: Path, changes: Any) -> None:
+    model = copy(intact, tmp_path / "model")
+    change_config(model, **changes)
+    with pytest.raises(UnsupportedError):
+        safe_config(model)
+
+
+def test_transformers_hooks_refuse_before_a_kernel_is_fetched(
+    intact: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`from_pretrained` after `import llmc.hf`, with nothing of llmc around it."""
+    import transformers
+    from transformers.integrations import hub_kernels
+
+    import llmc.hf
+
+    asked: list[Any] = []
+    monkeypatch.setattr(hub_kernels, "get_kernel", lambda *names, **options: asked.append(names))
+    monkeypatch.setattr(hub_kernels, "is_kernels_available", lambda *_: True)
+    llmc.lossless(intact, tmp_path / "coded")
+    change_config(tmp_path / "coded", attn_implementation="evil/attn")
+    with pytest.raises(UnsupportedError, match="evil/attn"):
+        transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "coded")
+    assert not asked
+
+
+@pytest.mark.parametrize("method", ["fp8", "mxfp4", "metal"])
+def test_kernels_of_quantized_weights_are_not_fetched(method: str) -> None:
+    """transformers is told to decode them, which takes none."""
+    from llmc.runtime.opening import decoding
+
+    options = decoding({"quantization_config": {"quant_method": method}})
+    assert options["quantization_config"].dequantize is True
+    assert decoding({"quantization_config": {"quant_method": "gptq"}}) == decoding({}) == {}
+
+
+def test_inspect_runs_nothing_and_says_what_others_refuse(command: Command, intact: Path, tmp_path: Path) -> None:
+    model = copy(intact, tmp_path / "model")
+    change_config(model, attn_implementation="evil/attn")
+    outcome = command("inspect", model)
+    assert outcome.code == 0
+    assert "other verbs refuse it" in outcome.out
+    assert "evil/attn" in outcome.out

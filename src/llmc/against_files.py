@@ -100,7 +100,7 @@ def extra_files(
     for name, content in extra.items():
         try:
             same = digest_json(json.loads((path / name).read_bytes())) == digest_json(content)
-        except (OSError, ValueError):
+        except (OSError, ValueError, RecursionError):
             same = False
         if not same:
             found.problems.append(f"{name}: not what llmc writes")

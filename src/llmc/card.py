@@ -4,35 +4,40 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 from collections.abc import Sequence
 from typing import Any
+
+from llmc.errors import printable
+from llmc.markdown import plain, row
 
 SERVE = {"vllm": "vllm serve {name}", "sglang": "python -m sglang.launch_server --model-path {name}"}
 LOAD = {
     "compressed-tensors": """```python
 from transformers import AutoModelForCausalLM
-model = AutoModelForCausalLM.from_pretrained("{name}"{flag})  # pip install compressed-tensors
+model = AutoModelForCausalLM.from_pretrained({text}{flag})  # pip install compressed-tensors
 ```""",
     "gptq": """```python
 from gptqmodel import GPTQModel
-model = GPTQModel.load("{name}")
+model = GPTQModel.load({text})
 ```""",
     "bitsandbytes": """```python
 from transformers import AutoModelForCausalLM
-model = AutoModelForCausalLM.from_pretrained("{name}")  # pip install bitsandbytes
+model = AutoModelForCausalLM.from_pretrained({text})  # pip install bitsandbytes
 ```""",
     "llmc": """```python
 import llmc.hf  # pip install llmc; registers the format
 from transformers import AutoModelForCausalLM
-model = AutoModelForCausalLM.from_pretrained("{name}")
+model = AutoModelForCausalLM.from_pretrained({text})
 ```""",
     "dense": """```python
 from transformers import AutoModelForCausalLM
-model = AutoModelForCausalLM.from_pretrained("{name}")
+model = AutoModelForCausalLM.from_pretrained({text})
 ```""",
 }
 
-
+CONSTANT = re.compile(r"null|true|false|yes|no|on|off|[yn]|[\d.]+e[\d-]+|0[xo]\w+|\.(inf|nan)", re.I)
+"""What YAML takes for another value than a name."""
 LIMITS = """## Limits
 
 {notes}
@@ -50,14 +55,14 @@ def model_card(
     evaluation: str | None = None,
 ) -> str:
     """The text of README.md, YAML front matter included."""
-    rows = "\n".join(f"| {runtime} | {says} |" for runtime, says in runtimes.items())
+    rows = "\n".join(row((runtime, printable(says))) for runtime, says in runtimes.items())
     needs = "dequantize=True" in runtimes.get("transformers", "")
     flag = ", quantization_config=CompressedTensorsConfig(dequantize=True)" if needs else ""
     return f"""{_front_matter(base_model, container)}
 
-# {name}
+# {plain(name)}
 
-{base_model}, compressed by llmc into the `{container}` format.
+{plain(base_model)}, compressed by llmc into the `{container}` format.
 
 | | |
 |---|---|
@@ -68,7 +73,7 @@ def model_card(
 
 ## Load
 
-{LOAD[container].format(name=name, flag=flag)}
+{LOAD[container].format(text=literal(name), flag=flag)}
 {_serving(name, runtimes)}
 | runtime | loads |
 |---|---|
@@ -99,7 +104,7 @@ def _serving(name: str, runtimes: dict[str, str]) -> str:
         says = runtimes.get(runtime, "no")
         flags = says.partition("with ")[2] if says.startswith("yes, with --") else ""
         if says.startswith("yes"):
-            lines.append(f"{command.format(name=name)} {flags}".rstrip())
+            lines.append(f"{command.format(name=shlex.quote(printable(name)))} {flags}".rstrip())
     return "\n```sh\n" + "\n".join(lines) + "\n```\n" if lines else ""
 
 
@@ -115,8 +120,8 @@ def lossless_card(
     """
     load = """import llmc.hf  # pip install llmc; registers the format
 from transformers import AutoModelForCausalLM
-model = AutoModelForCausalLM.from_pretrained("{name}")  # the {weights} weights, bit for bit"""
-    plain = 'import llmc\ntensors = llmc.read_tensors("{name}")  # name -> the original tensor, bit for bit'
+model = AutoModelForCausalLM.from_pretrained({text})  # the {weights} weights, bit for bit"""
+    tensors = "import llmc\ntensors = llmc.read_tensors({text})  # name -> the original tensor, bit for bit"
     above = "" if result["excess"] is None else f"\n| above the entropy (large tensors) | {result['excess']:+.3%} |"
     what = "in fewer bytes, without loss: every tensor decodes to exactly the bits it had."
     back = "`llmc decompress` gives the plain safetensors files back"
@@ -128,9 +133,9 @@ model = AutoModelForCausalLM.from_pretrained("{name}")  # the {weights} weights,
         cost = f"{heading}{rest}"
     return f"""{_front_matter(base_model, held or "lossless")}
 
-# {name}
+# {plain(name)}
 
-{base_model} {what}
+{plain(base_model)} {what}
 
 | | |
 |---|---|
@@ -142,7 +147,7 @@ model = AutoModelForCausalLM.from_pretrained("{name}")  # the {weights} weights,
 ## Load
 
 ```python
-{(load if model else plain).format(name=name, weights="decoded" if held else "original")}
+{(load if model else tensors).format(text=literal(name), weights="decoded" if held else "original")}
 ```
 
 {back}, `llmc verify --against` compares them with the original.
@@ -154,10 +159,15 @@ The folder carries its decoder in `kernel/`, loadable by the `kernels` library.
 def _front_matter(base_model: str, container: str) -> str:
     """What the Hub reads: the relation to the base model, where it can have a Hub id."""
     lines = ["---", "library_name: transformers"]
-    if re.fullmatch(r"[\w.-]+(/[\w.-]+)?", base_model):
+    if re.fullmatch(r"[\w.-]*[A-Za-z][\w.-]*(/[\w.-]+)?", base_model, re.ASCII) and not CONSTANT.fullmatch(base_model):
         lines += [f"base_model: {base_model}", "base_model_relation: quantized"]
     return "\n".join([*lines, "tags:", "- llmc", f"- {container}", "---"])
 
 
 def _bullets(lines: Sequence[str]) -> str:
-    return "\n".join(f"- {line}" for line in lines)
+    return "\n".join(f"- {plain(line)}" for line in lines)
+
+
+def literal(name: str) -> str:
+    """`name` as Python and JSON write it: in a snippet it can be nothing but a string."""
+    return json.dumps(printable(name), ensure_ascii=False)

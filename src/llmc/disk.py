@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from llmc.errors import StorageError
+from llmc.errors import InputError, StorageError
 
 AT_CWD = -100
 EXCHANGE = 2
@@ -27,6 +27,14 @@ def disk_errors(out: Path, what: str = "write") -> Iterator[None]:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
         fix = "free some space and run the same command again" if full else ""
         raise StorageError(f"cannot {what}: {error.strerror or error}", where=out.name, fix=fix) from error
+
+
+def require_utf8(path: Path) -> None:
+    """Raise InputError for a path that no manifest can name and no tokenizer open."""
+    try:
+        str(path.absolute()).encode()
+    except UnicodeEncodeError:
+        raise InputError("its path is not UTF-8", where=str(path), fix="rename it") from None
 
 
 def sync(path: Path) -> None:

@@ -15,6 +15,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, cast
 
+from llmc.disk import require_utf8
 from llmc.errors import CheckpointError, LlmcError, NetworkError, StorageError, UsageError, printable
 from llmc.snapshot import check_links, downloading, is_digest
 from llmc.structure import Progress, Table, silent
@@ -104,6 +105,7 @@ def resolve_model(
     if path.exists():
         if revision is not None:
             raise UsageError("a local folder has no revisions", where=model, fix="leave --revision out")
+        require_utf8(path)
         return path if path.is_dir() else path.parent
     if _looks_like_path(model):
         raise CheckpointError("no such folder", where=model, fix="give a model folder or a Hub id like user/name")
@@ -331,6 +333,9 @@ def _explain(error: Exception, repo: str, missing: str) -> LlmcError | None:
         return StorageError(
             f"cannot be stored ({error.strerror})", where=repo, fix="free some space for the Hub's cache"
         )
+    if isinstance(error, UnicodeEncodeError):  # of a header
+        fix = "copy it again, or run hf auth login"
+        return UsageError("the token has letters that no token has", where=repo, fix=fix)
     if isinstance(error, ValueError) and "README.md" in str(error):  # the Hub's own check of the card
         return CheckpointError(" ".join(str(error).split()), where=repo)
     if isinstance(error, ValueError) and re.search("pointer path|null byte|Invalid filename", str(error)):

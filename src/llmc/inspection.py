@@ -9,6 +9,7 @@ from typing import Any
 
 from llmc.coded_files import is_coded
 from llmc.config import code_in, read_config
+from llmc.errors import CheckpointError
 from llmc.formats.coded_head import KINDS
 from llmc.hub import resolve_model
 from llmc.manifest import read_manifest
@@ -26,6 +27,7 @@ class Inspection:
         layers: one dict per tensor that is a matrix: name, encoding, shape, bits_per_weight, bytes, snr_db (or None).
         other_bytes: of the tensors that are not matrices.
         manifest: what `llmc.json` says about the run, when there is one.
+        origin: what it was made from, or why that is unknown.
         refused: why the verbs that open the model will not, where its config asks for code; else "".
     """
 
@@ -36,6 +38,7 @@ class Inspection:
     layers: tuple[dict[str, Any], ...]
     other_bytes: int
     manifest: dict[str, Any] | None
+    origin: str = ""
     refused: str = ""
 
     def to_json(self) -> dict[str, Any]:
@@ -55,7 +58,7 @@ class Inspection:
             ("format", self.container),
             ("weight files", f"{self.weight_bytes:,} bytes"),
             ("bits_per_weight of the model", f"{self.bits_per_weight:.3f}"),
-            ("made from", self.manifest["base_model"] if self.manifest else "unknown: no llmc.json"),
+            ("made from", self.origin),
             *((("other verbs refuse it", self.refused),) if self.refused else ()),
         )
         rows = tuple(
@@ -83,7 +86,8 @@ def inspect(folder: str | Path) -> Inspection:
     """
     path = resolve_model(str(folder))
     config = read_config(path) if not is_coded(path) or (path / "config.json").is_file() else {}
-    tensors, manifest = stored(path, config), read_manifest(path)
+    tensors = stored(path, config)
+    manifest, origin = _origin(path)
     measured = {row["target"]: row.get("snr_db") for row in (manifest or {}).get("targets", [])}
     layers = [
         _layer(p.name, _described(tensors, p), list(p.shape), tensors.bytes_of(p), p.numel, measured.get(p.name))
@@ -107,6 +111,7 @@ def inspect(folder: str | Path) -> Inspection:
         layers=tuple(sorted(layers, key=lambda layer: str(layer["name"]))),
         other_bytes=other,
         manifest=_summary(manifest),
+        origin=origin,
         refused=(code_in(config) or ("", ""))[0],
     )
 
@@ -115,6 +120,15 @@ def _described(tensors: Stored, packed: Packed) -> str:
     """An encoding in words, and how its codes are coded where they are."""
     head = tensors.coded.head(packed.codes.name) if tensors.coded else None
     return describe(packed) + (f", {KINDS[head.kind]}" if head else "")
+
+
+def _origin(path: Path) -> tuple[dict[str, Any] | None, str]:
+    """The manifest, None where it is no use, and what its folder was made from."""
+    try:
+        manifest = read_manifest(path)
+    except CheckpointError as error:
+        return None, f"unknown: {error.message}"
+    return manifest, "unknown: no llmc.json" if manifest is None else manifest.get("base_model", "unknown")
 
 
 def _summary(manifest: dict[str, Any] | None) -> dict[str, Any] | None:

@@ -13,7 +13,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from llmc.strict_json import misfit
+from llmc.errors import CheckpointError
+from llmc.strict_json import misfit, short
 
 FORMAT_VERSION = 2
 """2: rows of matrices have a bond."""
@@ -100,9 +101,19 @@ def write_manifest(folder: Path, body: dict[str, Any]) -> None:
 
 
 def read_manifest(folder: Path) -> dict[str, Any] | None:
-    """The manifest of an artifact, or None when the folder has none that can be read and makes sense."""
-    document = _json_object(folder / MANIFEST) if (folder / MANIFEST).is_file() else None
-    return None if document is None or malformed(document) is not None else document
+    """The manifest of an artifact, or None when the folder has none.
+
+    Raises CheckpointError for one that cannot be read or makes no sense: to go on without it would prove nothing.
+    """
+    if not (folder / MANIFEST).is_file():
+        return None
+    document = _json_object(folder / MANIFEST)
+    wrong = "it is not a JSON object" if document is None else malformed(document)
+    if document is None or wrong is not None:
+        problem = wrong if document is None else f"{short(str(wrong))} is not of its type"
+        fix = "write or download the artifact again"
+        raise CheckpointError(f"{MANIFEST}: {problem}", where=folder.name, fix=fix)
+    return document
 
 
 def malformed(document: dict[str, Any]) -> str | None:

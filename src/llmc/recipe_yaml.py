@@ -232,6 +232,8 @@ def _value(kind: str, text: str) -> Any:
 def _node(node: Any, name: str, line: bool) -> Node:
     where = f"{name}:{node.start_mark.line + 1}" if line else name
     if isinstance(node, yaml.ScalarNode):
+        if any("\ud800" <= c <= "\udfff" for c in node.value):
+            raise RecipeError("not valid Unicode (a lone surrogate)", where=where, fix="repair this text")
         return Node(_value(node.tag.rpartition(":")[2], node.value), where)
     if isinstance(node, yaml.SequenceNode):
         return Node([_node(child, name, line) for child in node.value], where)

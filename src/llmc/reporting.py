@@ -11,8 +11,8 @@ from pathlib import Path
 from llmc.comparing import Judged
 from llmc.errors import OutputError, StorageError, UnsupportedError
 from llmc.eval import Comparison
-from llmc.eval.markdown import code, row, rule
 from llmc.gates import gates_table
+from llmc.markdown import code, row, rule
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,7 @@ import torch
 
 from llmc.calibration.chat import render
 from llmc.calibration.data_sets import FILE_SUFFIXES, DataSetName, data_set_rows
+from llmc.disk import require_utf8
 from llmc.errors import CalibrationError, StorageError, UsageError
 
 if TYPE_CHECKING:
@@ -227,6 +228,7 @@ def _column(options: CalibrationOptions) -> str:
 def _open(options: CalibrationOptions, tokenizer: Any) -> tuple[Iterator[Row], list[int]]:
     """The rows of the source, and the token ids that end each."""
     path = Path(options.source)
+    require_utf8(path)
     suffix = path.suffix.lower()
     eos = tokenizer.eos_token_id
     separator = [] if eos is None or options.chat_template else [eos]

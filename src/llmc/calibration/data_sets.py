@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
-from llmc.errors import CalibrationError, NetworkError
+from llmc.errors import CalibrationError, NetworkError, first_line
 
 FILE_SUFFIXES = (".txt", ".jsonl", ".parquet")
 HUB_TIMEOUT = 10.0  # seconds
@@ -81,6 +81,8 @@ def data_set_rows(asked: DataSetName, source: str, *, kinds: str) -> Iterator[di
             where=source,
             fix="check the network, or give a local file",
         ) from error
+    except (LookupError, TypeError, AttributeError, NotImplementedError) as error:  # datasets, over what the files hold
+        raise CalibrationError(f"no data set that can be read ({first_line(error)})", where=source) from error
 
 
 def _rows(asked: DataSetName, source: str) -> Iterator[dict[str, Any]]:

@@ -34,6 +34,8 @@ def understood(error: BaseException) -> LlmcError:
         return MemoryLimitError("not enough memory", fix="see what `llmc plan` predicts, or free some")
     if isinstance(error, OSError):
         return storage_error(error)
+    if isinstance(error, RuntimeError) and str(error).startswith("Symlink loop"):  # what pathlib makes of ELOOP
+        return UsageError("a link that leads to itself", where=str(error).rpartition(" from ")[2].strip("'"))
     return InternalError(
         f"internal error: {type(error).__name__}: {error}", fix="please report it with the lines above"
     )

@@ -6,6 +6,7 @@ Tables, or with `--json` exactly one document, on stdout; progress bars, notes a
 from __future__ import annotations
 
 import errno
+import io
 import json
 import math
 import os
@@ -129,7 +130,8 @@ class Output:
         from rich.table import Table as Grid
         from rich.text import Text
 
-        console = Console(width=None if sys.stdout is not None and sys.stdout.isatty() else UNCUT)
+        watched = sys.stdout is not None and sys.stdout.isatty()
+        console = Console(file=Drawing(), force_terminal=watched, width=None if watched else UNCUT)
         grid = Grid(box=box.SIMPLE_HEAD)
         for column in table.columns:
             grid.add_column(Text(printable(column)), overflow="fold")
@@ -138,6 +140,14 @@ class Output:
         with console.capture() as drawn:
             console.print(Text(printable(table.title), "bold"), grid, sep="\n")
         self.write("".join(f"{line.rstrip()}\n" for line in drawn.get().splitlines()))
+
+
+class Drawing(io.StringIO):
+    """What tables are drawn for: rich touches the file even of what it captures, and a full disk stops it there."""
+
+    @property
+    def encoding(self) -> str:  # type: ignore[override]  # it decides which lines a table is made of
+        return (sys.stdout.encoding if sys.stdout is not None else None) or "utf-8"
 
 
 def put(text: str, stream: TextIO | None) -> None:

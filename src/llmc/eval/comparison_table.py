@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from llmc.eval.labels import clipped
-from llmc.eval.markdown import code, plain, row, rule
 from llmc.eval.report import UNRESOLVED
 from llmc.eval.section_tables import sections
+from llmc.markdown import code, plain, row, rule
 from llmc.structure import Table
 
 if TYPE_CHECKING:

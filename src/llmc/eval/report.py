@@ -6,12 +6,12 @@ import math
 from dataclasses import dataclass, field
 from typing import Any
 
-from llmc.eval.markdown import code, plain, row, rule
 from llmc.eval.metrics import WindowSums
 from llmc.eval.samples import Sample
 from llmc.eval.section_tables import sections
 from llmc.eval.task_report import TaskReport
 from llmc.eval.task_report import columns as task_columns
+from llmc.markdown import code, plain, row, rule
 from llmc.structure import Table
 
 UNRESOLVED = "-"
