@@ -37,10 +37,11 @@ from llmc.formats import CONTAINERS
 from llmc.formats.container import Container, Spec
 from llmc.formats.encoded import Grid
 from llmc.formats.trellis import TrellisGrid
+from llmc.layout import METADATA
 from llmc.lossless_folder import KERNEL, beside, quantization_of
-from llmc.lossless_writing import metadata_of, sources
+from llmc.lossless_writing import metadata_for, metadata_of, sources
 from llmc.manifest import MANIFEST, digest_file
-from llmc.planning import model_facts
+from llmc.planning import model_facts, weight_files
 from llmc.safetensors_file import load
 from llmc.sidecar import INDEX, carried_files
 from llmc.stored import Stored, stored
@@ -77,7 +78,11 @@ def quantized_against(path: Path, original: Path, manifest: dict[str, Any]) -> F
     names = [p.relative_to(original).as_posix() for p in carried_files(original)]
     side_files(path, original, names, extra, held, found)
     decoders(path, KERNEL if "holds" in manifest else container.kernel, manifest, found)
-    layout(path, held, {} if "holds" in manifest else None, found)
+    sources_said = None
+    if "holds" in manifest:
+        headers = weight_files(checkpoint, container, specs).headers
+        sources_said = {name: metadata_for(METADATA, header) for name, header in headers.items()}
+    layout(path, held, sources_said, found)
     return found
 
 

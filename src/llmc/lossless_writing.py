@@ -302,14 +302,20 @@ def _slot(row: dict[str, Any]) -> Slot:
 
 def metadata_of(file: SafetensorsFile, exact: bool) -> dict[str, str]:
     """Of a coded file: what its source had, and with `exact` the source's whole header."""
-    metadata = {"format": FORMAT, "original": json.dumps(file.metadata, ensure_ascii=False)}
-    if exact:
-        with open(file.path, "rb") as source:
-            packed = zlib.compress(source.read(file.header_size), 9)
-        if len(packed) > HEADER_LIMIT:
-            raise InputError("its header is too large to be kept", where=str(file.path), fix="leave --exact-files out")
-        metadata["header"] = base64.b64encode(packed).decode()
+    if not exact:
+        return metadata_for(file.metadata, None)
+    with open(file.path, "rb") as source:
+        metadata = metadata_for(file.metadata, source.read(file.header_size))
+    if len(metadata["header"]) > 4 * HEADER_LIMIT // 3:
+        raise InputError("its header is too large to be kept", where=str(file.path), fix="leave --exact-files out")
     return metadata
+
+
+def metadata_for(source: dict[str, str], header: bytes | None) -> dict[str, str]:
+    """Metadata of the coded twin of a file with this metadata, and this header where that is kept."""
+    metadata = {"format": FORMAT, "original": json.dumps(source, ensure_ascii=False)}
+    kept = {} if header is None else {"header": base64.b64encode(zlib.compress(header, 9)).decode()}
+    return metadata | kept
 
 
 def _fingerprint(files: Sequence[SafetensorsFile]) -> str:

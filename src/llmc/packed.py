@@ -14,9 +14,11 @@ from llmc.errors import CheckpointError, UnsupportedError
 from llmc.formats.packing import words_per_row
 from llmc.layout import nbytes
 from llmc.safetensors_file import TensorEntry, load
+from llmc.strict_json import misfit
 
 READABLE = ("compressed-tensors", "gptq", "bitsandbytes")
 """Quantization methods among whose tensors encoded matrices are looked for in a coded folder."""
+QUANT_STATE = {"shape": [int], "blocksize": int, "dtype": str}
 Read = Callable[[TensorEntry], torch.Tensor]
 
 # The tensor that gives an encoding away -> (container, its kernel, all local names)
@@ -139,7 +141,7 @@ def _packed(name: str, mark: str, entries: Mapping[str, TensorEntry], declared: 
     facts = {"compressed-tensors": _compressed_tensors, "gptq": _gptq, "bitsandbytes": _bitsandbytes}[container]
     try:
         shape, bits, groups, symmetric, dtype = facts(parts, declared, read)
-    except (ValueError, KeyError, IndexError, ZeroDivisionError) as error:
+    except (ValueError, KeyError, IndexError, TypeError, ArithmeticError, RecursionError) as error:
         raise CheckpointError(f"the encoding is damaged: {error}", where=name) from error
     group_size = None if groups == 1 else shape[1] // max(groups, 1)
     return Packed(name, container, kernel, parts, shape, bits, group_size, symmetric, dtype, read)
@@ -190,11 +192,14 @@ def _bitsandbytes(parts: dict[str, TensorEntry], declared: set[int], read: Read)
     import json
 
     state = json.loads(bytes(read(parts["weight.quant_state.bitsandbytes__nf4"]).tolist()))
-    rows, columns = (int(n) for n in state["shape"])
+    wrong = misfit(state, QUANT_STATE, "quant_state")
+    dtype = getattr(torch, state["dtype"], None) if wrong is None else None
+    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point or state["blocksize"] < 1:
+        raise ValueError(f"{wrong or 'quant_state'} is not what bitsandbytes writes")
+    rows, columns = state["shape"]
     if parts["weight"].numel * 2 != rows * columns or rows < 1 or columns < 1:
         raise ValueError(f"quant_state says {rows} x {columns}, weight has {parts['weight'].numel} bytes")
-    groups = max(1, columns // int(state["blocksize"]))
-    return (rows, columns), 4, groups, True, getattr(torch, str(state["dtype"]))
+    return (rows, columns), 4, max(1, columns // state["blocksize"]), True, dtype
 
 
 def split(
