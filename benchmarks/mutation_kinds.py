@@ -17,9 +17,9 @@ import llmc
 from llmc.artifact import raw_bytes
 from llmc.coded_files import CodedTensors, is_coded
 from llmc.config import read_config
-from llmc.formats import tensor_coder
+from llmc.formats import CONTAINERS, tensor_coder
 from llmc.formats.coded_head import TRELLIS
-from llmc.manifest import MANIFEST, SUMS
+from llmc.manifest import MANIFEST, SUMS, dump_json
 from llmc.stored import stored
 
 
@@ -152,15 +152,28 @@ def json_of(path: Path) -> dict[str, Any]:
     return found
 
 
-def change_config(folder: Path, rng: random.Random) -> Mutation:
+def change_config(folder: Path, rng: random.Random) -> Mutation | None:
     config = json_of(folder / "config.json")
     inside = rng.random() < 0.4 and isinstance(config.get("quantization_config"), dict)
     part = config["quantization_config"] if inside else config
     key = rng.choice([*sorted(k for k in part if k != "quantization_config"), "added"])
     how = rng.choice(["change", "remove"]) if key != "added" else "change"
-    part.pop(key) if how == "remove" else part.update({key: {"other": [part.get(key)]}})
-    (folder / "config.json").write_text(json.dumps(config))
-    return Mutation("quantization_config" if inside else "a key of config.json", (key, "config.json"))
+    before = dump_json(config)
+    part.pop(key) if how == "remove" else part.update({key: rng.choice(["", None, {"other": [part.get(key)]}])})
+    if dump_json(config) == before:
+        return None
+    (folder / "config.json").write_bytes(dump_json(config))
+    if inside:
+        return Mutation("quantization_config", (f"config.json: quantization_config.{key}", "as config.json says"))
+    return Mutation("a key of config.json", (f"config.json: {key}",))
+
+
+def respell_config(folder: Path, rng: random.Random) -> Mutation:
+    """A field stands twice: readers that take the first one see another value than Python does."""
+    text = (folder / "config.json").read_text()
+    key = rng.choice(sorted(json.loads(text)))
+    (folder / "config.json").write_text(text.replace("{", f'{{\n  "{key}": 0.5,', 1))
+    return Mutation("a field of config.json twice", ("config.json: not spelled",))
 
 
 def change_side_file(folder: Path, rng: random.Random) -> Mutation | None:
@@ -258,6 +271,28 @@ def change_original_files(folder: Path, rng: random.Random) -> Mutation | None:
     return Mutation("a text that decompress gives back", (name,))
 
 
+def change_what_it_is(folder: Path, rng: random.Random) -> Mutation | None:
+    """The fields that say what lies in the folder."""
+    manifest = json_of(folder / MANIFEST)
+    key = rng.choice(["format", "holds", "originals"])
+    if key == "originals":
+        about = next(iter(manifest.get("originals", {}).values()), None)
+        if about is None:
+            return None
+        about["bytes"] += 1
+        edit_manifest(folder, lambda m: m.update(originals=manifest["originals"]))
+    else:
+        other = rng.choice([name for name in CONTAINERS if name != manifest.get(key)])
+        edit_manifest(folder, lambda m: m.update({key: other}))
+    return Mutation(f"llmc.json: {key}", (f"{MANIFEST}: {key}",))
+
+
+def change_version_and_decoder(folder: Path, rng: random.Random) -> Mutation:
+    change_decoder(folder, rng)
+    edit_manifest(folder, lambda m: m.update(llmc="9.9"))
+    return Mutation("a decoder, said to be of another llmc", ("kernel/",))
+
+
 def change_prose(folder: Path, rng: random.Random) -> Mutation:
     key = rng.choice(["recipe", "notes", "sizes", "versions"])
     values: dict[str, Any] = {
@@ -280,11 +315,14 @@ CHANGES: list[tuple[int, Change]] = [
     (2, swap_tensors),
     (1, change_metadata),
     (6, change_config),
+    (1, respell_config),
     (2, change_side_file),
     (1, remove_side_file),
     (3, add_file),
     (1, change_decoder),
     (3, change_row),
+    (2, change_what_it_is),
+    (1, change_version_and_decoder),
     (1, change_original_files),
     (1, change_card),
     (1, change_prose),

@@ -150,13 +150,14 @@ def mutants(kinds: dict[str, Path], count: int, seed: int, place: Path) -> Itera
 
 
 def judged(folder: Path, original: Path, mutation: Mutation) -> str:
-    """`named`, `seen` without the name, or `unseen`."""
+    """`named`, `seen` without the name, `listed` among what was not compared, or `unseen`."""
     try:
-        problems = llmc.verify(folder, original).problems
+        result = llmc.verify(folder, original)
+        problems = result.problems
     except llmc.LlmcError as error:
-        problems = (str(error),)
-    if not problems:
-        return "unseen"
+        result, problems = None, (str(error),)
+    if result is not None and not problems:
+        return "listed" if any(name in what for what in result.not_compared for name in mutation.named) else "unseen"
     return "named" if any(name in problem for problem in problems for name in mutation.named) else "seen"
 
 
@@ -179,6 +180,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     torch.set_num_threads(1)
+    torch.manual_seed(options.seed)
     with tempfile.TemporaryDirectory() as scratch:
         model = small_model(Path(scratch) / "model")
         kinds = artifacts(Path(scratch), model)
@@ -194,10 +196,11 @@ def main() -> None:
             if outcome != "named" and mutation.matters:
                 print(f"{kind}: {mutation}: {outcome}: {llmc.verify(folder, model).problems[:2]}", flush=True)
         print(f"\n{options.count} artifacts of {len(kinds)} kinds: {', '.join(kinds)}\n")
-        print("| changed | count | named | seen, not named | unseen |\n|---|---|---|---|---|")
+        print("| changed | count | named | seen, not named | listed as not compared | unseen |")
+        print("|---|---|---|---|---|---|")
         for name in sorted(matters, key=lambda n: (not matters[n], n)):
-            counts = [found[name, outcome] for outcome in ("named", "seen", "unseen")]
-            print(f"| {name} | {sum(counts)} | {counts[0]} | {counts[1]} | {counts[2]} |")
+            counts = [found[name, outcome] for outcome in ("named", "seen", "listed", "unseen")]
+            print(f"| {name} | {sum(counts)} | {' | '.join(map(str, counts))} |")
         print("\n" + with_the_original(kinds["dense"], model, Path(scratch) / "forged"))
 
 

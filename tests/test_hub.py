@@ -301,3 +301,16 @@ def test_pickles_and_programs_are_never_fetched(hub: LocalHub, tmp_path: Path) -
     )
     fetched = [path for method, path, _ in hub.log if "/resolve/" in path]
     assert fetched and not [path for path in fetched if path.endswith((".py", ".bin"))]
+
+
+def test_whatever_an_artifact_carries_is_downloaded_too() -> None:
+    """One that lacked a file after a download would fail its own seal."""
+    from fnmatch import fnmatchcase
+
+    from llmc.hub import ALLOWED, REFUSED
+    from llmc.sidecar import CARRIED
+
+    endings = ("", ".json", ".txt", ".bpe", ".md")
+    names = {p.replace("*", e) if p.endswith("*") else p.replace("*", "x" + e) for p in CARRIED for e in endings}
+    names = {name for name in names if not any(fnmatchcase(name, pattern) for pattern in REFUSED)}
+    assert sorted(name for name in names if not any(fnmatchcase(name, pattern) for pattern in ALLOWED)) == []

@@ -46,6 +46,8 @@ def test_every_change_that_matters_is_named(made: Any, tmp_path: Path, count: in
     ]
     assert len(outcomes) == count
     assert [each for each in outcomes if each[1].matters and each[2] != "named"] == []
+    others = [each for each in outcomes if not each[1].matters and "no decoded value" not in each[1].kind]
+    assert [each for each in others if each[2] != "listed"] == []
 
 
 def test_a_forger_who_has_the_original(made: Any, tmp_path: Path) -> None:

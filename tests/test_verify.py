@@ -82,7 +82,8 @@ def test_an_untouched_artifact_is_verified(command: Command, artifact: Path, mod
         },
         "not_compared": {
             "README.md": "the card is for people",
-            "llmc.json: recipe, versions, calibration, sizes, notes": "they say how it was made",
+            "llmc.json: base_model, calibration, llmc, notes, recipe, seed, sizes, versions": "how it was made",
+            "llmc.json: targets: bits_per_weight, grid, method, notes": "how it was made",
         },
         "worst": {"matrix": result.worst[0], "snr_db": result.worst[1]},
     }

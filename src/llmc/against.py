@@ -21,8 +21,10 @@ from llmc.against_files import (
     decoders,
     extra_files,
     kept_config,
+    kept_originals,
     layout,
     mode_of,
+    prose,
     side_files,
 )
 from llmc.artifact import raw_bytes
@@ -31,16 +33,16 @@ from llmc.coded_files import INDEX as CODED_INDEX
 from llmc.coded_files import CodedTensors, cores
 from llmc.config import read_config, without_code
 from llmc.encoding import bond, decibels
-from llmc.errors import InputError
 from llmc.exporting import grid_of
 from llmc.formats import CONTAINERS
+from llmc.formats.coded_head import TRELLIS
 from llmc.formats.container import Container, Spec
 from llmc.formats.encoded import Grid
 from llmc.formats.trellis import TrellisGrid
 from llmc.layout import METADATA
-from llmc.lossless_folder import KERNEL, beside, quantization_of
+from llmc.lossless_folder import KERNEL, beside, originals, quantization_of
 from llmc.lossless_writing import metadata_for, metadata_of, sources
-from llmc.manifest import MANIFEST, digest_file
+from llmc.manifest import MANIFEST, digest_file, digest_json
 from llmc.planning import model_facts, weight_files
 from llmc.safetensors_file import load
 from llmc.sidecar import INDEX, carried_files
@@ -56,7 +58,9 @@ def quantized_against(path: Path, original: Path, manifest: dict[str, Any]) -> F
     found = Findings()
     checkpoint = Checkpoint(original)
     held = stored(path, read_config(path))
-    container: Container = CONTAINERS.get(str(manifest.get("holds") or manifest.get("format")))()
+    container = _container(held, manifest, found)
+    if container is None:
+        return found
     specs = _specs(checkpoint, held, container, manifest)
     _rows(checkpoint, held, container, specs, manifest, found)
     _tensors(checkpoint, held, container, specs, manifest, found)
@@ -80,10 +84,38 @@ def quantized_against(path: Path, original: Path, manifest: dict[str, Any]) -> F
     decoders(path, KERNEL if "holds" in manifest else container.kernel, manifest, found)
     sources_said = None
     if "holds" in manifest:
-        headers = weight_files(checkpoint, container, specs).headers
-        sources_said = {name: metadata_for(METADATA, header) for name, header in headers.items()}
+        files = weight_files(checkpoint, container, specs)
+        sources_said = {name: metadata_for(METADATA, header) for name, header in files.headers.items()}
+        kept_originals(files, manifest, found)
     layout(path, held, sources_said, found)
+    prose(manifest, "holds" in manifest, found)
     return found
+
+
+def _container(held: Stored, manifest: dict[str, Any], found: Findings) -> Container | None:
+    """The container that an artifact says it is of; None, and a problem, when its matrices are of another."""
+    field = "holds" if "holds" in manifest else "format"
+    said = str(manifest.get(field))
+    coded = held.coded is not None
+    if coded != (manifest.get("format") == "llmc"):
+        state = "coded" if coded else "not coded"
+        found.problems.append(f"{MANIFEST}: format is {manifest.get('format')!r}, its tensors are {state}")
+    if field == "holds" and (held.coded is None or _is_trellis(held.coded)):
+        state = "a trellis" if coded else "not coded"
+        found.problems.append(f"{MANIFEST}: holds is {said!r}, its tensors are {state}")
+    stand = {packed.container for packed in held.packed.values()}
+    if manifest.get("targets") and not stand and said not in ("dense", "llmc"):
+        stand = {"dense"}
+    if said not in CONTAINERS or not stand <= {said}:
+        others = f", its matrices are stored as {', '.join(sorted(stand))}" if stand else ""
+        found.problems.append(f"{MANIFEST}: {field} is {said!r}{others}")
+        return None
+    container: Container = CONTAINERS.get(said)()
+    return container
+
+
+def _is_trellis(coded: CodedTensors) -> bool:
+    return any(coded.head(name).kind == TRELLIS for name in coded.entries)
 
 
 def lossless_against(path: Path, original: Path, manifest: dict[str, Any]) -> Findings:
@@ -94,6 +126,10 @@ def lossless_against(path: Path, original: Path, manifest: dict[str, Any]) -> Fi
     if not path.is_dir():
         return found
     here, before = beside(original, files), manifest.get("original_files", {})
+    exact = bool((manifest.get("recipe", {}).get("lossless") or {}).get("exact_files"))
+    exact = exact or bool(manifest.get("original_digests"))
+    headers = any(about.get("header") for about in manifest.get("originals", {}).values()) if here.before else exact
+    _recorded(here.before, originals(files, headers), manifest, original.name, found)
     for name in sorted(here.kept.keys() | before.keys()):
         if here.kept.get(name) != before.get(name):
             found.problems.append(f"{MANIFEST}: original_files: {name} differs from {original.name}")
@@ -105,13 +141,35 @@ def lossless_against(path: Path, original: Path, manifest: dict[str, Any]) -> Fi
     for name, digest in manifest.get("original_digests", {}).items():
         if name not in before and not name.endswith(".safetensors") and _digest(original / name) != digest:
             found.problems.append(f"{MANIFEST}: original_digests: {name} differs from {original.name}")
-    exact = bool((manifest.get("recipe", {}).get("lossless") or {}).get("exact_files"))
-    exact = exact or bool(manifest.get("original_digests"))
     held = stored(path, {})
     side_files(path, original, here.copied if original.is_dir() else (), {}, held, found)
     decoders(path, KERNEL, manifest, found)
     layout(path, held, {f.path.name: metadata_of(f, exact) for f in files}, found)
+    prose(manifest, True, found)
     return found
+
+
+def _recorded(
+    before: dict[str, Any], files: dict[str, Any], manifest: dict[str, Any], where: str, found: Findings
+) -> None:
+    """What a lossless folder says of the files that were coded, and of the matrices of an artifact.
+
+    Args:
+        before: the manifest of the original where it is an artifact.
+    """
+    told = {
+        "format": ("llmc", manifest.get("format")),
+        "holds": (before.get("format"), manifest.get("holds")),
+        "originals": (files, manifest.get("originals")),
+        "targets": tuple(_without_sizes(rows) for rows in (before.get("targets", []), manifest.get("targets", []))),
+    }
+    for key, (one, other) in told.items():
+        if digest_json(one) != digest_json(other):
+            found.problems.append(f"{MANIFEST}: {key} is not what llmc writes for {where}")
+
+
+def _without_sizes(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [{key: value for key, value in row.items() if key != "bits_per_weight"} for row in rows]
 
 
 def _specs(checkpoint: Checkpoint, held: Stored, container: Container, manifest: dict[str, Any]) -> dict[str, Spec]:
@@ -176,7 +234,9 @@ def _error(
         found.problems.append(f"target {name}: SNR {snr} dB, and no error is recorded that this could reproduce")
     elif not _close(snr, row["snr_db"]):
         found.problems.append(f"target {name}: SNR {snr} dB, reported {row['snr_db']}")
-    elif manifest.get("format_version") != FIRST and row.get("bond") != bond(weight, row["decoded"]):
+    elif manifest.get("format_version") != FIRST and "bond" not in row:
+        found.problems.append(f"target {name}: no bond with {row['tensor']} is recorded")
+    elif manifest.get("format_version") != FIRST and row["bond"] != bond(weight, row["decoded"]):
         found.problems.append(f"target {name}: its values are not those that were made from {row['tensor']}")
     if snr is not None and snr < -TOLERANCE_DB:
         found.problems.append(f"target {name}: SNR {snr} dB: its errors are larger than its values")
@@ -232,6 +292,8 @@ def _tensors(
     for name in sorted(held.entries.keys() - known):
         found.problems.append(f"tensor {name}: not in {where}")
     found.compared["tensors with the original's bits"] = len(kept)
+    if spare := len(checkpoint.entries) - len(checkpoint.stored):
+        found.compared["tensors left out: tied, or computed by the model"] = spare
 
 
 def _same(held: Stored, name: str, checkpoint: Checkpoint) -> bool:
@@ -266,7 +328,5 @@ def _close(one: float | None, other: Any) -> bool:
     return abs(one - other) <= TOLERANCE_DB
 
 
-def _digest(path: Path) -> str:
-    if not path.is_file():
-        raise InputError("not in the original", where=path.name)
-    return digest_file(path)
+def _digest(path: Path) -> str | None:
+    return digest_file(path) if path.is_file() else None

@@ -17,8 +17,8 @@ from llmc.config import read_config
 from llmc.formats.container import Container, Facts, Spec
 from llmc.formats.kernel_folder import kernel_files
 from llmc.formats.tensor_coder import MODES
-from llmc.layout import METADATA
-from llmc.manifest import MANIFEST, SUMS, digest_file, digest_json
+from llmc.layout import METADATA, WeightFiles
+from llmc.manifest import MANIFEST, SUMS, digest_file, digest_json, dump_json
 from llmc.safetensors_file import read_file
 from llmc.safetensors_header import HEADER_LIMIT
 from llmc.sidecar import INDEX
@@ -28,10 +28,13 @@ from llmc.travel import ARCHIVE
 WEIGHT_INDEXES = (INDEX, CODED_INDEX)
 WRITTEN = ("config.json", "README.md", MANIFEST, SUMS, ARCHIVE, *WEIGHT_INDEXES)
 """Files that llmc writes itself; each is checked in its own way, or listed as not compared."""
-PROSE = {
-    "README.md": "the card is for people",
-    f"{MANIFEST}: recipe, versions, calibration, sizes, notes": "they say how it was made",
-}
+CARD = "the card is for people"
+READ = {"format_version", "files", "fields", "tensors", "targets", "format"}
+READ_OF_CODED = READ | {"holds", "originals", "original_files", "original_digests"}
+"""Fields of a manifest that are compared, or checked without an original; all others are listed as not compared."""
+ROW = {"target", "tensor", "transposed", "shape", "stored", "decoded"}
+"""Fields of a row that are compared always."""
+ABSENT = object()
 
 
 @dataclass
@@ -46,7 +49,7 @@ class Findings:
 
     problems: list[str] = field(default_factory=list)
     compared: dict[str, int] = field(default_factory=dict)
-    unseen: dict[str, str] = field(default_factory=lambda: dict(PROSE))
+    unseen: dict[str, str] = field(default_factory=lambda: {"README.md": CARD})
     worst: tuple[str, float] | None = None
 
 
@@ -60,11 +63,41 @@ def config_against(path: Path, want: dict[str, Any], where: str, found: Findings
         one, other = (x if isinstance(x, dict) else {} for x in (one, other))
         for key in sorted(one.keys() | other.keys()):
             nested = not name and key == "quantization_config"
-            if not nested and digest_json(one.get(key, ...) if key in one else "") != digest_json(other.get(key, "")):
+            if not nested and not _alike(one.get(key, ABSENT), other.get(key, ABSENT)):
                 found.problems.append(f"config.json: {name}{key} is not what llmc writes for {where}")
     if ("quantization_config" in mine) != ("quantization_config" in want):
         found.problems.append(f"config.json: quantization_config is not what llmc writes for {where}")
+    if written_document(path / "config.json") is None:
+        found.problems.append("config.json: not spelled as llmc does: other readers may find other values in it")
     found.compared["keys of config.json"] = len(want)
+
+
+def _alike(one: Any, other: Any) -> bool:
+    return one is other if ABSENT in (one, other) else digest_json(one) == digest_json(other)
+
+
+def written_document(file: Path) -> Any:
+    """The content of a JSON file; None when llmc spells it otherwise, as when a field is there twice."""
+    try:
+        data = file.read_bytes()
+        document = json.loads(data)
+        return document if dump_json(document) == data else None
+    except (OSError, ValueError, RecursionError):
+        return None
+
+
+def prose(manifest: dict[str, Any], coded: bool, found: Findings) -> None:
+    """List the fields of the manifest and of its rows that are not compared."""
+    fields = manifest.keys() - (READ_OF_CODED if coded else READ)
+    rows = {key for row in manifest.get("targets", []) for key in row.keys() - ROW - _evidence(row)}
+    for where, names in ((MANIFEST, fields), (f"{MANIFEST}: targets", rows)):
+        if names:
+            found.unseen[f"{where}: {', '.join(sorted(names))}"] = "how it was made"
+
+
+def _evidence(row: dict[str, Any]) -> set[str]:
+    """The fields of a row that say how large its errors are: its own, or those of what it was exported from."""
+    return {"snr_db", "bond"} if "snr_db" in row or "source" not in row else {"source"}
 
 
 def kept_config(inner: dict[str, Any], manifest: dict[str, Any], found: Findings) -> None:
@@ -75,7 +108,22 @@ def kept_config(inner: dict[str, Any], manifest: dict[str, Any], found: Findings
         kept = None
     if digest_json(kept) != digest_json(inner):
         found.problems.append(f"{MANIFEST}: original_files: config.json is not what llmc wrote")
-    found.unseen[f"{MANIFEST}: original_files: README.md"] = "the card is for people"
+    found.unseen[f"{MANIFEST}: original_files: README.md"] = CARD
+    found.unseen[f"{MANIFEST}: original_digests"] = "decompress refuses what does not fit them"
+
+
+def kept_originals(files: WeightFiles, manifest: dict[str, Any], found: Findings) -> None:
+    """Sizes, headers and index of the weight files that decompress gives back of a coded artifact."""
+    index, texts = files.index(), manifest.get("original_files", {})
+    text = None if index is None else dump_json(index).decode()
+    wrong = [INDEX] * (texts.get(INDEX) != text) + sorted(texts.keys() - {"config.json", "README.md", INDEX})
+    found.problems += [f"{MANIFEST}: original_files: {name} is not what llmc wrote" for name in wrong]
+    said = manifest.get("originals", {})
+    for name in sorted(files.sizes.keys() | said.keys()):
+        about, header = said.get(name, {}), files.headers.get(name, b"")
+        digests = (None, hashlib.sha256(header).hexdigest())
+        if about.get("bytes") != files.sizes.get(name) or about.get("header") not in digests:
+            found.problems.append(f"{MANIFEST}: originals: {name} is not what llmc wrote")
 
 
 def coded_method(path: Path, inner: dict[str, Any], manifest: dict[str, Any]) -> dict[str, Any]:
@@ -101,11 +149,7 @@ def extra_files(
     """The further files of a container, compared."""
     extra = container.extra_files(list(specs.values()), facts) if specs else {}
     for name, content in extra.items():
-        try:
-            same = digest_json(json.loads((path / name).read_bytes())) == digest_json(content)
-        except (OSError, ValueError, RecursionError):
-            same = False
-        if not same:
+        if digest_json(written_document(path / name)) != digest_json(content):
             found.problems.append(f"{name}: not what llmc writes")
     return extra
 
@@ -135,11 +179,9 @@ def decoders(path: Path, kernel: str, manifest: dict[str, Any], found: Findings)
     shipped = {name: hashlib.sha256(data).hexdigest() for name, data in kernel_files([kernel]).items()}
     here = {p.relative_to(path).as_posix() for p in path.glob("kernel/**/*") if p.is_file()}
     differing = sorted(n for n in here | shipped.keys() if n not in here or digest_file(path / n) != shipped.get(n))
-    if differing and manifest.get("llmc") not in (__version__, None):
-        version = str(manifest["llmc"])
-        found.unseen["kernel/"] = f"written by llmc {version}, this is {__version__}"
-        return
-    found.problems += [f"{name}: not the decoder that llmc {__version__} ships" for name in differing]
+    version = str(manifest.get("llmc"))
+    other = "" if version == __version__ else f"; {MANIFEST} names llmc {version}: if it is right, verify with that"
+    found.problems += [f"{name}: not the decoder that llmc {__version__} ships{other}" for name in differing]
     found.compared["files of the decoder"] = len(shipped)
 
 
@@ -162,9 +204,10 @@ def layout(path: Path, held: Stored, metadata: dict[str, dict[str, str]] | None,
         metadata: what coded files say of their sources, by the name of those; None for files of a container's own.
     """
     entries = CodedTensors(path).entries if is_coded(path) else None
-    placed = {n: e.file.name for n, e in (entries or held.entries).items()}
+    stands = dict(entries or held.entries)
     if entries is None:
-        placed |= {e.name: e.file.name for p in held.packed.values() for e in p.parts.values()}
+        stands |= {e.name: e for p in held.packed.values() for e in p.parts.values()}
+    placed, total = {n: e.file.name for n, e in stands.items()}, sum(e.nbytes for e in stands.values())
     wanted = {coded_name(name): said for name, said in (metadata or {}).items()}
     for file in sorted(set(placed.values())):
         said = read_file(path / file).metadata
@@ -178,9 +221,6 @@ def layout(path: Path, held: Stored, metadata: dict[str, dict[str, str]] | None,
         if not same:
             found.problems.append(f"{file}: its metadata is not what llmc writes")
     for index in (name for name in WEIGHT_INDEXES if (path / name).is_file()):
-        try:
-            listed = json.loads((path / index).read_bytes())["weight_map"]
-        except (ValueError, KeyError, TypeError):
-            listed = None
-        if listed != placed:
-            found.problems.append(f"{index}: lists other tensors, or other files, than there are")
+        wanted_index = {"metadata": {"total_size": total}, "weight_map": placed}
+        if digest_json(written_document(path / index)) != digest_json(wanted_index):
+            found.problems.append(f"{index}: lists other tensors, files or sizes than there are")

@@ -21,7 +21,19 @@ from llmc.snapshot import check_links, downloading, is_digest
 from llmc.structure import Progress, Table, silent
 from llmc.travel import ARCHIVE, refuse_secrets, survey
 
-ALLOWED = ["*.safetensors", "*.json", "*.jinja", "tokenizer*", "*.model", "*.tiktoken", "*.spm", "*.txt"]
+ALLOWED = [
+    "*.safetensors",
+    "*.json",
+    "*.jinja",
+    "tokenizer*",
+    "vocab.*",
+    "USE_POLICY*",
+    "*.model",
+    "*.tiktoken",
+    "*.spm",
+    "*.txt",
+]
+ALLOWED += ["chat_template*", "vocab.*", "USE_POLICY*"]
 ALLOWED += [
     "kernel/*",
     ARCHIVE,

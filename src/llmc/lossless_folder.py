@@ -187,21 +187,22 @@ def _manifest(
         "bits_per_weight": round(result.bits_per_weight, 6),
         "model_bits_per_weight": round(result.bits_per_weight, 6),
     }
-    originals = {
-        file.path.name: {"bytes": file.size, "header": _header_digest(file) if how["exact_files"] else None}
-        for file in files
-    }
     return {
         "llmc": __version__,
         "base_model": base,
         "format": "llmc",
         "recipe": {"lossless": how},
         "sizes": sizes,
-        "originals": originals,
+        "originals": originals(files, how["exact_files"]),
         "original_files": kept,
         "tensors": dict(sorted(tensors.items())),
         "notes": list(result.notes),
     }
+
+
+def originals(files: Sequence[SafetensorsFile], exact: bool) -> dict[str, dict[str, Any]]:
+    """What is recorded of the files that were coded; of their headers where those come back too."""
+    return {file.path.name: {"bytes": file.size, "header": _header_digest(file) if exact else None} for file in files}
 
 
 def _header_digest(file: SafetensorsFile) -> str:

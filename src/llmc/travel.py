@@ -170,7 +170,7 @@ def _reason(entry: os.DirEntry[str]) -> str:
     if reason:
         return reason
     if entry.is_symlink():
-        return "" if _of_cache(Path(entry.path)) else "a link"
+        return "" if of_cache(Path(entry.path)) else "a link"
     mode = entry.stat(follow_symlinks=False).st_mode
     return "" if stat.S_ISREG(mode) or stat.S_ISDIR(mode) else "not a file"
 
@@ -184,7 +184,7 @@ def _named(name: str) -> str:
     return "a leftover" if JUNK.fullmatch(name) else ""
 
 
-def _of_cache(link: Path) -> bool:
+def of_cache(link: Path) -> bool:
     """Whether a link is of the Hub's cache: below models--X/snapshots, to a file in models--X/blobs."""
     real = Path(os.path.realpath(link))
     for parent in Path(os.path.realpath(link.parent)).parents:

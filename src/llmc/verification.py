@@ -26,6 +26,7 @@ from llmc.originals import archive_problems
 from llmc.safetensors_file import TensorEntry, load, read_file
 from llmc.stored import stored
 from llmc.structure import Progress, Table, silent
+from llmc.travel import of_cache
 
 DECODED = "matrices decoded by the reference kernel to the recorded values"
 
@@ -140,7 +141,8 @@ def verify(folder: str | Path, against: str | Path | None = None, *, progress: P
     lines = tuple(dict.fromkeys(map(printable, problems)))
     count = len(manifest.get("files", {}))
     decoded = tensors if is_coded(path) else matrices
-    seen = (found.compared, found.unseen, found.worst) if original else ({}, {}, None)
+    unseen = {printable(what): printable(why) for what, why in found.unseen.items()}
+    seen = (found.compared, unseen, found.worst) if original else ({}, {}, None)
     return Verification(path.name, count, tensors, decoded, original, lines, matrices, is_coded(path), measured, *seen)
 
 
@@ -173,7 +175,7 @@ def _check_sums(path: Path, progress: Progress) -> tuple[list[str], list[str]]:
         elif line or number != len(lines):
             problems.append(f"{SUMS}: line {number} is damaged")
     inside = {p.relative_to(path).as_posix(): p for p in path.rglob("*")}
-    odd = sorted(n for n, p in inside.items() if p.is_symlink() or not (p.is_file() or p.is_dir()))
+    odd = sorted(n for n, p in inside.items() if not (of_cache(p) if p.is_symlink() else p.is_file() or p.is_dir()))
     problems += [f"{name}: neither a file nor a folder: delete it" for name in odd]
     present = {name for name, p in inside.items() if p.is_file() and name not in odd} - {SUMS}
     problems += [f"{name}: not listed in {SUMS}{_advice(name)}" for name in sorted(present - listed.keys())]
@@ -188,7 +190,7 @@ def _check_sums(path: Path, progress: Progress) -> tuple[list[str], list[str]]:
 
 
 def _advice(name: str) -> str:
-    return ": delete it, it may run in place of the source beside it" if name.endswith(".pyc") else ""
+    return ": delete it" + (", it may run in place of the source beside it" if name.endswith(".pyc") else "")
 
 
 def _manifest(path: Path) -> tuple[dict[str, Any], list[str]]:
