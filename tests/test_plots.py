@@ -213,7 +213,7 @@ def test_without_matplotlib(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "find_spec", lambda name: None)
     with pytest.raises(LlmcError) as caught:
         plots(full())
-    assert str(caught.value) == "plots need matplotlib, which is not installed; pip install 'llmc[report]'"
+    assert str(caught.value) == "plots need matplotlib, which is not installed; pip install 'llmc-compression[report]'"
     assert caught.value.exit_code == 2
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from llmc import __version__
 from llmc.artifact import Folder
 from llmc.card import model_card
 from llmc.execution import Written
@@ -60,7 +61,7 @@ def manifest_body(
         rows.append({**row, **mine, "stored": stored})
     calibration = written.calibration
     return {
-        "llmc": _version("llmc"),
+        "llmc": __version__,
         "base_model": base_model(job),
         "format": container.name,
         "recipe": to_dict(job.recipe),

@@ -9,6 +9,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from llmc.comparing import Judged
+from llmc.distribution import install
 from llmc.errors import OutputError, StorageError, UnsupportedError
 from llmc.eval import Comparison
 from llmc.gates import gates_table
@@ -53,7 +54,7 @@ class Files:
             if not first.is_dir():
                 raise OutputError("it is not a folder", where=f"--plots {self.plots}")
         if (self.report or self.plots) and find_spec("matplotlib") is None:
-            raise UnsupportedError("plots need matplotlib", where="--report", fix="pip install 'llmc[report]'")
+            raise UnsupportedError("plots need matplotlib", where="--report", fix=install(extra="report"))
 
     def write(self, result: Judged) -> None:
         """Write what was asked for, each file whole or not at all.

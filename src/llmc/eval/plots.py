@@ -1,6 +1,6 @@
 """Plots of a comparison: loss against bytes, error per block, and how the KL is spread over tokens.
 
-Drawn by matplotlib (`pip install llmc[report]`) and written as SVG whose text is text. The same comparison gives the
+Drawn by matplotlib (the extra `report`) and written as SVG whose text is text. The same comparison gives the
 same bytes. In a page the colours are CSS: `currentColor`, and `--line`, `--page`, `--model-0`, ... for both themes.
 """
 
@@ -21,6 +21,7 @@ from xml.etree import ElementTree
 
 import numpy as np
 
+from llmc.distribution import install
 from llmc.errors import OutputError, UsageError
 from llmc.eval.labels import Point, clipped, place
 
@@ -117,7 +118,7 @@ def save_plots(comparison: Comparison, folder: str | Path) -> list[Path]:
 def _kinds(comparison: Comparison) -> list[_Kind]:
     """Those of which there is something to see."""
     if find_spec("matplotlib") is None:
-        raise UsageError("plots need matplotlib, which is not installed", fix="pip install 'llmc[report]'")
+        raise UsageError("plots need matplotlib, which is not installed", fix=install(extra="report"))
     kl = comparison.loss != "flip_rate"
     size = _Kind(
         "kl-against-bytes" if kl else "flips-against-bytes",
