@@ -37,7 +37,19 @@ class Library:
         self.calls: list[tuple[str, tuple[Any, ...], dict[str, Any]]] = []
         self.result: Any = Result()
         for name in (
-            *("quantize", "plan", "run", "inspect", "verify", "export", "push", "evaluate", "lossless", "decompress"),
+            *(
+                "quantize",
+                "plan",
+                "run",
+                "inspect",
+                "verify",
+                "export",
+                "push",
+                "card",
+                "evaluate",
+                "lossless",
+                "decompress",
+            ),
             "compare",
         ):
             monkeypatch.setitem(vars(llmc), name, self.function(name))
@@ -122,8 +134,13 @@ CALLS: list[tuple[list[str], tuple[Any, ...], dict[str, Any]]] = [
     (["verify", "O"], ("O",), {"against": None}),
     (["verify", "O", "--against", "M"], ("O",), {"against": "M"}),
     (["export", "O", "--format", "dense", "-o", "P"], ("O", "P"), {"format": "dense", "force": False}),
-    (["push", "O", "u/r"], ("O", "u/r"), {"public": False, "dry_run": False}),
-    (["push", "O", "u/r", "--public", "--dry-run"], ("O", "u/r"), {"public": True, "dry_run": True}),
+    (["push", "O", "u/r"], ("O", "u/r"), {"public": False, "base_model": None, "dry_run": False}),
+    (
+        ["push", "O", "u/r", "--public", "--dry-run", "--base-model", "a/b"],
+        ("O", "u/r"),
+        {"public": True, "base_model": "a/b", "dry_run": True},
+    ),
+    (["card", "O", "--set", "license=mit", "--set", "language=en"], ("O", ["license=mit", "language=en"]), {}),
 ]
 
 

@@ -64,7 +64,7 @@ def test_what_is_reported_is_what_was_written(model: Path, plain: Path, tmp_path
     assert summary["mean_snr_db"] is not None
     manifest = json.loads((tmp_path / "out" / "llmc.json").read_text())
     assert manifest["recipe"]["entropy"] is True
-    assert "# out\n" in (tmp_path / "out" / "README.md").read_text()
+    assert "# model: rtn, 3 bits, groups of 32\n" in (tmp_path / "out" / "README.md").read_text()
 
 
 def test_several_formats_have_a_coded_folder_each(model: Path, tmp_path: Path) -> None:

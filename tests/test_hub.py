@@ -12,6 +12,7 @@ from local_hub import LocalHub, Reply
 
 from llmc.errors import CheckpointError, LlmcError, NetworkError, UsageError, VerifyError
 from llmc.hub import push, resolve_model
+from llmc.manifest import write_manifest
 
 CARD = "---\nbase_model: someone/original\nbase_model_relation: quantized\n---\n# A smaller model\n"
 TOKEN = "hf_test"
@@ -38,8 +39,6 @@ def folder(tmp_path: Path) -> Path:
         "tokenizer.json": b"{}",
         "chat_template.jinja": b"{{ messages }}",
         "LICENSE": b"Apache",
-        "llmc.json": b'{"format_version": 1}',
-        "SHA256SUMS": b"0000  config.json\n",
         "original.llmc.zip": b"files of what was coded",
         "README.md": CARD.encode(),
         "kernel/build/torch-cpu/__init__.py": b"def dequantize(): ...",
@@ -47,6 +46,7 @@ def folder(tmp_path: Path) -> Path:
     for name, content in files.items():
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_bytes(content)
+    write_manifest(root, {})
     return root
 
 
@@ -117,7 +117,7 @@ def test_dry_run_contacts_nobody(hub: LocalHub, folder: Path) -> None:
     assert dict(result.files) == {name: len(data) for name, data in contents(folder).items()}
     assert hub.log == [] and hub.repos == {}
     document = result.to_json()
-    assert json.loads(json.dumps(document)) == document | {"skipped": [], "removed": []}
+    assert json.loads(json.dumps(document)) == document | {"skipped": [], "removed": [], "notes": []}
     assert document["bytes"] == result.bytes and document["files"]["LICENSE"] == 6
     (table,) = result.tables()
     assert table.title == f"{hub.url}/me/small"
@@ -172,20 +172,18 @@ def test_verification_comes_first(hub: LocalHub, folder: Path) -> None:
     assert hub.log == []
 
 
-@pytest.mark.parametrize(
-    ("card", "problem"),
-    [
-        ("# no fields\n", "the model card names no base_model"),
-        ("---\nlicense: mit\n---\n", "the model card names no base_model"),
-        ("---\nbase_model: a/b\n---\n", "the model card says base_model_relation: None"),
-        (CARD.replace("quantized", "finetune"), "the model card says base_model_relation: finetune"),
-    ],
-)
-def test_a_card_that_does_not_name_its_base_model(folder: Path, card: str, problem: str) -> None:
-    (folder / "README.md").write_text(card)
-    assert failure(CheckpointError, push, folder, "me/small", dry_run=True) == (
-        f"{folder}/README.md: {problem}; "
-        "add `base_model: user/name` and `base_model_relation: quantized` between the --- lines at its top"
+def test_a_card_that_names_no_original_is_mentioned(hub: LocalHub, folder: Path) -> None:
+    (folder / "README.md").write_text("# no fields\n")
+    result = push(folder, "me/small", token=TOKEN, endpoint=hub.url)
+    note = "its card names no original on the Hub, so nothing links the two; --base-model user/name does"
+    assert result.notes == (note,) and result.tables()[1].rows == ((note,),)
+    result = push(folder, "me/small", base_model="a/b", token=TOKEN, endpoint=hub.url)
+    head = b"---\nbase_model: a/b\nbase_model_relation: quantized\n---\n"
+    assert not result.notes and hub.repos["me/small"].commits[-1].files["README.md"] == head + b"# no fields\n"
+    assert (folder / "README.md").read_text() == "# no fields\n"
+    assert not push(folder, "me/small", base_model="a/b", token=TOKEN, endpoint=hub.url).committed
+    assert failure(UsageError, push, folder, "me/small", base_model="b", dry_run=True) == (
+        "--base-model b: not a Hub id; write it as user/name"
     )
 
 

@@ -74,7 +74,7 @@ def hub() -> Iterator[LocalHub]:
         yield server
 
 
-def there(hub: LocalHub) -> dict[str, str]:
+def there(hub: LocalHub) -> dict[str, Any]:
     """Settings of who may write to a Hub that has no xet."""
     return {"HF_ENDPOINT": hub.url, "HF_TOKEN": "secret", "HF_HUB_DISABLE_XET": "1"}
 

@@ -25,8 +25,8 @@ LAYERS = tuple(
         "compressors",
         "recipe recipe_paths recipe_yaml schema gates",
         "config coded_files checkpoint skeleton packed stored originals decoding activations artifact coded_folder "
-        "encoding layout manifest travel sidecar inventory workfolder card hf runtime",
-        "planning ram walk sharing sensitivity eval hub snapshot loading lossless_folder lossless_writing "
+        "encoding layout manifest travel sidecar inventory workfolder snippets model_card snapshot hf runtime",
+        "planning ram walk sharing sensitivity eval hub publishing loading lossless_folder lossless_writing "
         "lossless_verification decompressing inspection against against_files "
         "verification exporting",
         "pipeline execution budgets finishing entropy controls comparing reporting",

@@ -165,7 +165,7 @@ def test_the_folder_is_complete(tmp_path: Path) -> None:
     assert {"llmc.json", "SHA256SUMS", "config.json", "kernel", "model.safetensors"} <= names
     assert not any(name.endswith(".py") for name in names)
     card = (tmp_path / "out" / "README.md").read_text()
-    assert "base_model: model\nbase_model_relation: quantized" in card
+    assert "# model: rtn, 4 bits, groups of 32\n" in card and "base_model" not in card
     text = (tmp_path / "out" / "llmc.json").read_text()
     assert str(tmp_path) not in text and str(tmp_path) not in card
 

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from llmc.pipeline import push as push
     from llmc.pipeline import quantize as quantize
     from llmc.pipeline import run as run
+    from llmc.publishing import card as card
     from llmc.recipe import method_table as method_table
     from llmc.recipe import recipe_names as recipe_names
     from llmc.verification import verify as verify
@@ -32,6 +33,7 @@ __version__ = "0.1.0"
 
 _PUBLIC = {
     "Checkpoint": "llmc.checkpoint",
+    "card": "llmc.publishing",
     "compare": "llmc.comparing",
     "decompress": "llmc.decompressing",
     "evaluate": "llmc.eval",

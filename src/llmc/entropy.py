@@ -32,6 +32,6 @@ def code_folders(
     for name, summary in folders.items():
         own = "" if len(folders) == 1 else name
         source, place = artifact.partial / "model" / own, artifact.partial / CODED / own
-        code(source, place, HOW, title=artifact.out.name, fresh=True, force=True, progress=progress)
+        code(source, place, HOW, fresh=True, force=True, progress=progress)
         out[name] = summary | (read_manifest(place) or {})["sizes"]
     return out

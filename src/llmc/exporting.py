@@ -10,8 +10,8 @@ from typing import Any, cast
 import torch
 
 from llmc.artifact import Artifact, Folder, Unit, raw_bytes
-from llmc.card import model_card
 from llmc.checkpoint import Checkpoint
+from llmc.config import read_config
 from llmc.decompressing import decompress
 from llmc.encoding import store
 from llmc.errors import InputError, UnsupportedError
@@ -24,7 +24,8 @@ from llmc.formats.nf4_grid import Nf4Grid
 from llmc.formats.trellis import TrellisGrid
 from llmc.hub import resolve_model
 from llmc.layout import arrange
-from llmc.manifest import read_manifest, write_manifest
+from llmc.manifest import CARD, read_manifest, write_manifest
+from llmc.model_card import Made, model_card, source_fields
 from llmc.packed import Packed
 from llmc.planning import model_facts, stored_shapes, target_bits
 from llmc.sidecar import side_notes, write_sidecar
@@ -104,7 +105,7 @@ def export(
         place = artifact.folders[""]
         place.close()
         write_sidecar(place.path, source, checkpoint.config_dict, container, list(specs.values()), facts, files.index())
-        _seal(checkpoint, container, specs, place, unit, out.name)
+        _seal(checkpoint, container, specs, place, unit)
         artifact.finish()
     finally:
         artifact.abandon()
@@ -216,9 +217,7 @@ def _encoded(packed: Packed, spec: Spec) -> Encoded:
     return replace(encoded, grid=spec.grid, dtype=spec.target.dtype)
 
 
-def _seal(
-    checkpoint: Checkpoint, container: Container, specs: dict[str, Spec], folder: Folder, unit: Unit, name: str
-) -> None:
+def _seal(checkpoint: Checkpoint, container: Container, specs: dict[str, Spec], folder: Folder, unit: Unit) -> None:
     old = read_manifest(checkpoint.folder) or {}
     elements = sum(checkpoint.entries[n].numel for n in checkpoint.stored)
     payload = sum(s.stop - s.start for s in folder.files.slots.values())
@@ -234,8 +233,9 @@ def _seal(
     runtimes = container.runtimes(list(specs.values()), facts)
     left_out = side_notes(checkpoint.folder)
     notes = [*old.get("notes", []), *checkpoint.notes, *left_out, f"exported from {checkpoint.folder.name}"]
-    card = model_card(name, base, container.name, runtimes, old.get("recipe", {}), sizes, notes)
-    (folder.path / "README.md").write_text(card, encoding="utf-8")
+    source = source_fields(checkpoint.folder, artifact=bool(old))
+    made = Made(folder.path, base, source, container.name, read_config(folder.path), runtimes)
+    (folder.path / CARD).write_text(model_card(made, old.get("recipe", {}), sizes, notes), encoding="utf-8")
     kept: dict[str, Any] = {k: old[k] for k in ("llmc", "recipe", "seed", "versions", "calibration") if k in old}
     tensors = {n: {"file": folder.files.slots[n].file, "sha256": d} for n, d in sorted(unit.tensors[""].items())}
     body = {

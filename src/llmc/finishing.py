@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from llmc import __version__
 from llmc.artifact import Folder
-from llmc.card import model_card
+from llmc.config import read_config
 from llmc.execution import Written
 from llmc.formats.container import Container
-from llmc.manifest import write_manifest
+from llmc.manifest import CARD, write_manifest
+from llmc.model_card import Made, model_card, source_fields
 from llmc.planning import Job
 from llmc.recipe import to_dict
+from llmc.recipe_paths import public
 from llmc.sidecar import write_sidecar
+from llmc.snapshot import hub_id
 
 Seal = Callable[[Any], None]
 
 
-def complete_folder(job: Job, container: Container, folder: Folder, written: Written, name: str) -> Seal:
+def complete_folder(job: Job, container: Container, folder: Folder, written: Written) -> Seal:
     """Write all but card and manifest; the returned function takes the eval report (or None) and writes those."""
     folder.close()
     specs = list(job.specs.values())
@@ -34,11 +38,17 @@ def complete_folder(job: Job, container: Container, folder: Folder, written: Wri
 
     def seal(report: Any) -> None:
         summary = folder_summary(job, container, folder, written)
-        evaluation = report.to_markdown() if report is not None else None
-        runtimes = container.runtimes(specs, job.facts)
-        recipe = to_dict(job.recipe)
-        card = model_card(name, base_model(job), container.name, runtimes, recipe, summary, limits(written), evaluation)
-        (folder.path / "README.md").write_text(card, encoding="utf-8")
+        evaluation = replace(report, model="this model").to_markdown() if report is not None else None
+        made = Made(
+            folder.path,
+            base_model(job),
+            source_fields(job.checkpoint.folder),
+            container.name,
+            read_config(folder.path),
+            container.runtimes(specs, job.facts),
+        )
+        card = model_card(made, to_dict(job.recipe), summary, limits(written), evaluation)
+        (folder.path / CARD).write_text(card, encoding="utf-8")
         write_manifest(folder.path, manifest_body(job, container, folder, written, summary))
 
     return seal
@@ -105,9 +115,8 @@ def stored_bits(job: Job, container: Container, folder: Folder) -> float:
 
 
 def base_model(job: Job) -> str:
-    """The Hub id that the model was asked for by, or the folder's name."""
-    model = job.recipe.model
-    return model if job.checkpoint.folder.name != model.rstrip("/").rpartition("/")[2] else job.checkpoint.folder.name
+    """The Hub id of the original where it came from there, else what its folder is called."""
+    return hub_id(job.checkpoint.folder) or public(job.recipe.model)
 
 
 def limits(written: Written) -> list[str]:

@@ -118,8 +118,10 @@ class LosslessQuantizer(HfQuantizer):
 
     def _process_model_after_weight_loading(self, model: Any, **kwargs: Any) -> Any:
         _forget_weights(model.config)
-        used = [self.originals.get(id(each), each) for each in model._weight_conversions]
-        model._weight_conversions = [each for each in used if each is not None]  # what saving goes by
+        used = getattr(model, "_weight_conversions", None)  # what saving goes by; from 5.24 on forgotten by itself
+        if used is not None:
+            own = (self.originals.get(id(each), each) for each in used)
+            model._weight_conversions = [each for each in own if each is not None]
         return model
 
     def get_new_dtype(self, converter: Any, param: Any, dtype: Any) -> Any:

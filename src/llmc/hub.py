@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import errno
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from importlib import import_module
@@ -17,6 +17,7 @@ from typing import Any, cast
 
 from llmc.disk import require_utf8
 from llmc.errors import CheckpointError, LlmcError, NetworkError, StorageError, UsageError, printable
+from llmc.publishing import published
 from llmc.snapshot import check_links, downloading, is_digest
 from llmc.structure import Progress, Table, silent
 from llmc.travel import ARCHIVE, refuse_secrets, survey
@@ -26,8 +27,6 @@ ALLOWED = [
     "*.json",
     "*.jinja",
     "tokenizer*",
-    "vocab.*",
-    "USE_POLICY*",
     "*.model",
     "*.tiktoken",
     "*.spm",
@@ -46,7 +45,7 @@ ALLOWED += [
 REFUSED = ["consolidated*.safetensors", "*/*.safetensors", "tokenizer*.py", "*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl"]
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 WEIGHTS = re.compile(r"[^/]*\.safetensors(\.index\.json)?")  # at the top of a repository: what a loader would pick up
-CARD_RELATION = "quantized"
+UNNAMED = "its card names no original on the Hub, so nothing links the two; --base-model user/name does"
 
 
 @dataclass(frozen=True)
@@ -62,6 +61,7 @@ class PushResult:
         commit: the commit that holds this content; "" under `dry_run`.
         committed: whether this push made it; False when the repository held the content already.
         public: whether everybody can read it.
+        notes: what its owner may want to mend.
     """
 
     repo: str
@@ -73,6 +73,7 @@ class PushResult:
     committed: bool = False
     public: bool = False
     dry_run: bool = False
+    notes: tuple[str, ...] = ()
 
     @property
     def bytes(self) -> int:
@@ -89,7 +90,8 @@ class PushResult:
         rows += [(name, "left out") for name in self.skipped] + [(name, "removed there") for name in self.removed]
         state = "would be sent" if self.dry_run else f"commit {self.commit[:12]}" if self.committed else "held already"
         rows.append((f"{len(self.files)} files, {'public' if self.public else 'private'}, {state}", f"{self.bytes:,}"))
-        return (Table(self.url, ("file", "bytes"), tuple(rows)),)
+        notes = [Table("Notes", ("note",), tuple((note,) for note in self.notes))] if self.notes else []
+        return (Table(self.url, ("file", "bytes"), tuple(rows)), *notes)
 
 
 def resolve_model(
@@ -147,6 +149,7 @@ def push(
     repo: str,
     *,
     public: bool = False,
+    base_model: str | None = None,
     dry_run: bool = False,
     token: str | None = None,
     endpoint: str | None = None,
@@ -155,59 +158,46 @@ def push(
 ) -> PushResult:
     """Make the repository `repo` hold what `folder` holds, in one commit; no commit when it does already.
 
+    Its card is completed: the snippets name the repository, and `base_model` the original. The folder stays as it is.
     Files of the repository that the folder lacks stay, except weight files: a loader would mix them with the new ones.
 
     Args:
         folder: an artifact.
         repo: `user/name`; created, private unless `public`, when it does not exist.
+        base_model: Hub id of the original, where the card does not name it.
         dry_run: list what would be sent and contact nobody.
         token: one that may write; None uses the one `hf auth login` stored.
         endpoint: the Hub's address; None for huggingface_hub's own.
         verify: called first with the folder; raises when the artifact is not what it says.
 
     Raises:
-        CheckpointError: not a model folder, or its card lacks what the Hub needs to link it to its base model.
+        CheckpointError: not a model folder, or without a card that can be read.
         UsageError: the repository's visibility is not the one asked for, or the Hub refuses the token.
         NetworkError: the Hub cannot be reached.
     """
     folder = Path(folder)
     _check_id(repo)
     files, skipped = _folder_files(folder)
-    check_card(folder)
+    changed, fields = published(folder, repo, base_model)
     if verify is not None:
         verify(folder)
-    sizes = tuple((name, (folder / name).stat().st_size) for name in files)
+    contents = {name: changed.get(name, folder / name) for name in files}
+    sizes = tuple((n, len(c) if isinstance(c, bytes) else c.stat().st_size) for n, c in contents.items())
     address = f"{(endpoint or 'https://huggingface.co').rstrip('/')}/{repo}"
+    notes = () if fields.get("base_model") else (UNNAMED,)
+    result = PushResult(repo, address, sizes, skipped, public=public, dry_run=dry_run, notes=notes)
     if dry_run:
-        return PushResult(repo, address, sizes, skipped, public=public, dry_run=True)
+        return result
     with _hub_errors(repo, "no repository that this token can write"), _quiet():
-        return _upload(
-            folder, PushResult(repo, address, sizes, skipped, public=public), token, endpoint, progress or silent
-        )
-
-
-def check_card(folder: Path) -> None:
-    """Refuse a folder whose README.md does not say what it was made from. Raises CheckpointError."""
-    import yaml
-
-    path = folder / "README.md"
-    fix = f"add `base_model: user/name` and `base_model_relation: {CARD_RELATION}` between the --- lines at its top"
-    if not path.is_file():
-        raise CheckpointError("there is no model card", where=str(path), fix="write one, or quantize again")
-    match = re.match(r"---\r?\n(.*?)\r?\n---\s*(\n|$)", path.read_text(encoding="utf-8", errors="replace"), re.DOTALL)
-    try:
-        fields = yaml.safe_load(match[1]) if match else None
-    except yaml.YAMLError as error:
-        raise CheckpointError("the model card's fields are not YAML", where=str(path), fix="repair its top") from error
-    if not isinstance(fields, dict) or not fields.get("base_model"):
-        raise CheckpointError("the model card names no base_model", where=str(path), fix=fix)
-    relation = fields.get("base_model_relation")
-    if relation != CARD_RELATION:
-        raise CheckpointError(f"the model card says base_model_relation: {relation}", where=str(path), fix=fix)
+        return _upload(contents, result, token, endpoint, progress or silent)
 
 
 def _upload(
-    folder: Path, result: PushResult, token: str | None, endpoint: str | None, progress: Progress
+    contents: Mapping[str, Path | bytes],
+    result: PushResult,
+    token: str | None,
+    endpoint: str | None,
+    progress: Progress,
 ) -> PushResult:
     from huggingface_hub import CommitOperationAdd, CommitOperationCopy, CommitOperationDelete, HfApi
     from huggingface_hub.hf_api import RepoFile
@@ -218,13 +208,12 @@ def _upload(
     _check_visibility(result, bool(info.private))
     tree = api.list_repo_tree(result.repo, recursive=True, revision=info.sha)
     stored = {f.path: f.lfs.sha256 if f.lfs else f.blob_id for f in tree if isinstance(f, RepoFile)}
-    names = [name for name, _ in result.files]
     additions: list[CommitOperationAdd] = []
-    for i, name in enumerate(names):
-        progress("compare with the Hub", i, len(names))
-        if name not in stored or not is_digest(folder / name, stored[name]):
-            additions.append(CommitOperationAdd(name, folder / name))
-    removed = tuple(sorted(name for name in stored if WEIGHTS.fullmatch(name) and name not in names))
+    for i, (name, content) in enumerate(contents.items()):
+        progress("compare with the Hub", i, len(contents))
+        if name not in stored or not is_digest(content, stored[name]):
+            additions.append(CommitOperationAdd(name, content))
+    removed = tuple(sorted(name for name in stored if WEIGHTS.fullmatch(name) and name not in contents))
     if not additions and not removed:
         return replace(result, commit=info.sha or "")
     total = sum(addition.upload_info.size for addition in additions)

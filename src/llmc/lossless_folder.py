@@ -14,15 +14,16 @@ from pathlib import Path
 from typing import Any
 
 from llmc.artifact import Folder, Unit
-from llmc.card import lossless_card
 from llmc.coded_files import INDEX, SINGLE
 from llmc.config import read_config
 from llmc.formats.kernel_folder import kernel_files
-from llmc.manifest import dump_json, write_manifest
+from llmc.manifest import CARD, dump_json, write_manifest
+from llmc.model_card import Made, lossless_card, source_fields
 from llmc.originals import HELD, keep, sealed
 from llmc.packed import MARKS, READABLE
 from llmc.safetensors_file import SafetensorsFile
 from llmc.sidecar import OWN, carried_files, plain_files
+from llmc.snapshot import hub_id
 from llmc.structure import Table
 from llmc.travel import left_out_note, refuse_secrets, survey
 
@@ -98,15 +99,14 @@ def seal(
     units: Sequence[Unit],
     how: dict[str, Any],
     out: Path,
-    title: str,
 ) -> Lossless:
-    """Write all that belongs beside the weights, the manifest last. `title` is what the card calls it."""
+    """Write all that belongs beside the weights, the manifest last."""
     rows = [row for unit in units for row in unit.report]
     digests = {name: digest for unit in units for name, digest in unit.tensors[""].items()}
     folder = place.path
     along = beside(source, files)
     before, kept = along.before, along.kept
-    base = before.get("base_model") or source.name.removesuffix(".safetensors")
+    base = before.get("base_model") or hub_id(source) or source.name.removesuffix(".safetensors")
     notes = _copy_files(source, folder, along, how, [row["name"] for row in rows])
     if source.is_dir() and _weights(source) == INDEX:
         weight_map = {row["name"]: row["file"] for row in sorted(rows, key=lambda row: str(row["name"]))}
@@ -125,15 +125,19 @@ def seal(
         mode=how["mode"],
         original_bytes=sum(file.size for file in files),
         weight_bytes=place.files.total,
-        elements=sum(row["elements"] for row in rows),
+        elements=_weights_in(rows, before),
         rows=tuple(rows),
         notes=tuple(notes),
     )
     body = _manifest(result, base, files, digests, how, kept)
     if before:
         body |= {**_of_artifact(before, result), "original_digests": digests_before}
-    card = lossless_card(title, base, result.to_json(), "config.json" in kept, before.get("format"), kept)
-    (folder / "README.md").write_text(card, encoding="utf-8")
+    fields = source_fields(source, artifact=bool(before)) if source.is_dir() else {}
+    config = read_config(folder) if "config.json" in kept else {}
+    held = before.get("format")
+    made = Made(folder, base, fields, "llmc", config, tag=held or "lossless")
+    card = lossless_card(made, result.to_json(), held, kept)
+    (folder / CARD).write_text(card, encoding="utf-8")
     write_manifest(folder, body)
     return result
 
@@ -147,19 +151,26 @@ def _of_artifact(before: dict[str, Any], result: Lossless) -> dict[str, Any]:
         rows.append({**row, "bits_per_weight": 8 * size / max(1, elements)})
     held = {name for row in before["targets"] for name in row.get("stored", [])}
     weights = sum(math.prod(row.get("shape", [1])) for row in before["targets"])
-    others = sum(row["elements"] for row in result.rows if row["name"] not in held)
     old = before.get("sizes", {})
     sizes = {
         **old,
         "weight_bytes": result.weight_bytes,
         "held_bytes": result.original_bytes,
         "bits_per_weight": round(8 * sum(coded.get(name, 0) for name in held) / max(1, weights), 6),
-        "model_bits_per_weight": round(8 * sum(coded.values()) / max(1, weights + others), 6),
+        "model_bits_per_weight": round(8 * sum(coded.values()) / max(1, result.elements), 6),
     }
     kept: dict[str, Any] = {key: before[key] for key in ("llmc", "seed", "versions", "calibration") if key in before}
     recipe = {**before.get("recipe", {}), "entropy": True}
     notes = [*before.get("notes", []), *result.notes]
     return {**kept, "recipe": recipe, "holds": before.get("format"), "sizes": sizes, "targets": rows, "notes": notes}
+
+
+def _weights_in(rows: Sequence[dict[str, Any]], before: dict[str, Any]) -> int:
+    """Weights of the model: of a matrix of an artifact those that its codes stand for, not the numbers stored."""
+    targets = before.get("targets", [])
+    held = {name for row in targets for name in row.get("stored", [])}
+    others = sum(row["elements"] for row in rows if row["name"] not in held)
+    return others + sum(math.prod(row.get("shape", [1])) for row in targets)
 
 
 def _manifest(

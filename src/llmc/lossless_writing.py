@@ -79,17 +79,12 @@ def code(
     out: Path,
     how: dict[str, Any],
     *,
-    title: str | None = None,
     threads: int | None = None,
     fresh: bool = False,
     force: bool = False,
     progress: Progress | None = None,
 ) -> Lossless:
-    """`lossless` of a local folder or file, with `how` as its fields `mode` and `exact_files`.
-
-    Args:
-        title: what the card calls it; None: the name of `out`.
-    """
+    """`lossless` of a local folder or file, with `how` as its fields `mode` and `exact_files`."""
     begin, mode, exact_files = time.monotonic(), how["mode"], how["exact_files"]
     check_place(out, force, source)
     files = sources(source)
@@ -102,7 +97,7 @@ def code(
         Run(files, artifact, place, mode, threads or cores(), progress or silent).write()
         place.close()
         units = list(artifact.done.values())
-        result = seal(source, place, files, units, how, out, title or out.name)
+        result = seal(source, place, files, units, how, out)
         artifact.finish()
     finally:
         artifact.abandon()

@@ -21,6 +21,7 @@ FORMAT_VERSION = 2
 READABLE_VERSIONS = (1, FORMAT_VERSION)
 MANIFEST = "llmc.json"
 SUMS = "SHA256SUMS"
+CARD = "README.md"
 
 HALVES = re.compile(rb"\\u[dD][89a-fA-F]")
 """Halves of surrogate pairs, which may stand alone: such text cannot be written again."""
@@ -86,7 +87,9 @@ def write_manifest(folder: Path, body: dict[str, Any]) -> None:
     files = {name: path for name, path in files.items() if name not in (MANIFEST, SUMS)}  # of a run cut off here
     with ThreadPoolExecutor() as pool:
         digests = dict(zip(files, pool.map(digest_file, files.values()), strict=True))
-    listed = {name: {"bytes": path.stat().st_size, "sha256": digests[name]} for name, path in files.items()}
+    listed: dict[str, dict[str, Any]] = {
+        name: {"bytes": path.stat().st_size, "sha256": digests[name]} for name, path in files.items()
+    }
     fields = {}
     for name, path in files.items():
         document = _json_object(path) if name.endswith(".json") and path.stat().st_size < 1 << 20 else None
@@ -96,8 +99,33 @@ def write_manifest(folder: Path, body: dict[str, Any]) -> None:
     document["fields"][MANIFEST] = {k: d for k, d in field_digests(document).items() if k != "fields"}
     (folder / MANIFEST).write_bytes(dump_json(document))
     sums = {name: entry["sha256"] for name, entry in listed.items()} | {MANIFEST: digest_file(folder / MANIFEST)}
-    text = "".join(f"{digest}  {name}\n" for name, digest in sorted(sums.items()))
-    (folder / SUMS).write_text(text, encoding="utf-8")
+    (folder / SUMS).write_text(_sums_text(sums), encoding="utf-8")
+
+
+def resealed(folder: Path, name: str, data: bytes) -> dict[str, bytes]:
+    """What files an artifact would hold with another content of one of them: that file, the manifest and the seal.
+
+    Nothing is written, and no other file is looked at: what is recorded of them stands.
+
+    Args:
+        name: of a file that is no JSON.
+
+    Raises CheckpointError when manifest and seal do not belong together.
+    """
+    document, sums = read_manifest(folder), _sums(folder)
+    fields = {k: d for k, d in field_digests(document or {}).items() if k != "fields"}
+    listed = (document or {}).get("files", {})
+    known: dict[str, str] = {other: entry["sha256"] for other, entry in listed.items() if other != name}
+    of_others = {other: digest for other, digest in sums.items() if other not in (name, MANIFEST)}
+    if document is None or known != of_others or document.get("fields", {}).get(MANIFEST) != fields:
+        fix = "write or download the artifact again"
+        raise CheckpointError(f"{MANIFEST} and {SUMS} do not belong together", where=folder.name, fix=fix)
+    digest = _digest(data)
+    document["files"] = dict(sorted({**listed, name: {"bytes": len(data), "sha256": digest}}.items()))
+    document["fields"][MANIFEST] = {k: d for k, d in field_digests(document).items() if k != "fields"}
+    manifest = dump_json(document)
+    after: dict[str, str] = {**of_others, name: digest, MANIFEST: _digest(manifest)}
+    return {name: data, MANIFEST: manifest, SUMS: _sums_text(after).encode()}
 
 
 def read_manifest(folder: Path) -> dict[str, Any] | None:
@@ -134,6 +162,20 @@ def salvaged(data: bytes) -> dict[str, Any]:
         except (ValueError, RecursionError):
             continue
     return out
+
+
+def _digest(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def _sums(folder: Path) -> dict[str, str]:
+    """Name -> digest, as the seal lists them; empty without one."""
+    text = (folder / SUMS).read_text(encoding="utf-8", errors="replace") if (folder / SUMS).is_file() else ""
+    return {name: digest for digest, _, name in (line.partition("  ") for line in text.splitlines())}
+
+
+def _sums_text(sums: dict[str, str]) -> str:
+    return "".join(f"{digest}  {name}\n" for name, digest in sorted(sums.items()))
 
 
 def _json_object(path: Path) -> dict[str, Any] | None:

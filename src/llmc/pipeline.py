@@ -274,7 +274,7 @@ def _finish(
     _check_size(job, artifact)
     for name, container in job.containers.items():
         place = artifact.folders[job.folder_of(name)]
-        seal = complete_folder(job, container, place, written, artifact.out.name)
+        seal = complete_folder(job, container, place, written)
         if job.recipe.eval is not None:
             report = _evaluate(job, place.path, progress)
             reports[name] = replace(report, model=artifact.out.name)
@@ -333,7 +333,7 @@ def _push(job: Job, result: RunResult, token: str | None, progress: Progress | N
         return result
     if len(job.containers) > 1:
         raise UsageError("push takes one folder", where="push", fix="give one format, or push each folder by llmc push")
-    push(result.out, options.repo, public=options.public, token=token, progress=progress)
+    push(result.out, options.repo, public=options.public, base_model=options.base_model, token=token, progress=progress)
     return replace(result, pushed=options.repo)
 
 

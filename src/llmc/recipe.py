@@ -112,6 +112,7 @@ class PushOptions:
 
     repo: str = field(metadata={"check": _check_repo})
     public: bool = False
+    base_model: str | None = field(default=None, metadata={"check": _check_repo})
 
 
 @dataclass(frozen=True)

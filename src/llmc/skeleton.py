@@ -214,6 +214,7 @@ def initializes_by_name(model: Any) -> bool:
     """Whether the class initializes matrices through their parents, which fails where a packed module has no weight."""
     twin = deepcopy(model)
     for module in twin.modules():
+        module._is_hf_initialized = False  # where it is set, nothing is tried
         if isinstance(module, nn.Linear):
             module._parameters.pop("weight", None)
     try:

@@ -7,6 +7,7 @@ compares sizes only.
 from __future__ import annotations
 
 import hashlib
+import io
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,6 +18,14 @@ from llmc.travel import survey
 
 DIGEST = re.compile(r"[0-9a-f]{64}")
 """Names of the blobs of large files: their SHA-256. Those of small ones are what a mirror likes."""
+
+
+def hub_id(folder: Path) -> str | None:
+    """The Hub id of a model's copy in the Hub's cache; None of any other folder."""
+    place = folder.absolute().parent
+    if place.name != "snapshots" or not place.parent.name.startswith("models--"):
+        return None
+    return place.parent.name.removeprefix("models--").replace("--", "/")
 
 
 @contextmanager
@@ -60,10 +69,11 @@ def _remove_damaged(folder: Path, before: set[Path]) -> bool:
     return bool(wrong)
 
 
-def is_digest(path: Path, digest: str) -> bool:
-    """Whether a digest as the Hub gives it (SHA-256 of large files, git's SHA-1 of the others) is this file's."""
-    whole = hashlib.sha256() if len(digest) == 64 else hashlib.sha1(b"blob %d\0" % path.stat().st_size)
-    with path.open("rb") as file:
+def is_digest(content: Path | bytes, digest: str) -> bool:
+    """Whether a digest as the Hub gives it (SHA-256 of large files, git's SHA-1 of the others) is this content's."""
+    size = len(content) if isinstance(content, bytes) else content.stat().st_size
+    whole = hashlib.sha256() if len(digest) == 64 else hashlib.sha1(b"blob %d\0" % size)
+    with io.BytesIO(content) if isinstance(content, bytes) else content.open("rb") as file:
         while chunk := file.read(1 << 20):
             whole.update(chunk)
     return whole.hexdigest() == digest

@@ -21,7 +21,7 @@ from llmc.config import read_config
 from llmc.errors import InputError, LlmcError, VerifyError, printable
 from llmc.hub import resolve_model
 from llmc.loading import located
-from llmc.manifest import MANIFEST, SUMS, digest_file, dump_json, field_digests, malformed, salvaged
+from llmc.manifest import CARD, MANIFEST, SUMS, digest_file, dump_json, field_digests, malformed, salvaged
 from llmc.originals import archive_problems
 from llmc.safetensors_file import TensorEntry, load, read_file
 from llmc.stored import stored
@@ -238,7 +238,8 @@ def _explain(path: Path, name: str, manifest: dict[str, Any]) -> list[str]:
     if name == MANIFEST:
         return _explain_manifest(path, manifest)
     if fields is None:
-        return [f"{name}: content differs from {SUMS}"]
+        edited = "; if you edited it: llmc card OUT" if name == CARD else ""
+        return [f"{name}: content differs from {SUMS}{edited}"]
     document, reason = _object(path / name)
     if reason is not None:
         return [f"{name}: {what}" for what in _broken(path / name, fields, reason)]

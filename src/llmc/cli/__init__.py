@@ -17,6 +17,7 @@ import typer
 
 from llmc.cli import (
     cache,
+    card,
     compare,
     decompress,
     eval,
@@ -48,6 +49,7 @@ VERBS: dict[str, Callable[..., None]] = {
     "inspect": inspect.inspect,
     "verify": verify.verify,
     "export": export.export,
+    "card": card.card,
     "push": push.push,
     "recipes": recipes.recipes,
     "methods": methods.methods,
