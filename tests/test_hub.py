@@ -16,6 +16,9 @@ from llmc.manifest import write_manifest
 
 CARD = "---\nbase_model: someone/original\nbase_model_relation: quantized\n---\n# A smaller model\n"
 TOKEN = "hf_test"
+WEIGHTS = {"model.safetensors": b"weights", "2_Dense/model.safetensors": b"of a module"} | dict.fromkeys(
+    ("original/model.safetensors", "4bit/model.safetensors", "2_Dense/old/model.safetensors"), b"a copy"
+)
 
 
 @pytest.fixture
@@ -289,10 +292,11 @@ def test_models_that_cannot_be_read(hub: LocalHub, folder: Path, tmp_path: Path)
 def test_pickles_and_programs_are_never_fetched(hub: LocalHub, tmp_path: Path) -> None:
     code = {"modeling.py": b"import os", "pytorch_model.bin": b"pickle", "config.json": b"{}"}
     hub.add("me/pickled", code)
-    hub.add("me/both", code | {"model.safetensors": b"weights", "original/model.safetensors": b"copy"})
+    hub.add("me/both", code | WEIGHTS)
     options: dict[str, Any] = {"endpoint": hub.url, "cache_dir": tmp_path / "cache"}
     local = resolve_model("me/both", **options)
-    assert sorted(path.name for path in local.iterdir()) == ["config.json", "model.safetensors"]
+    files = sorted(path.relative_to(local).as_posix() for path in local.rglob("*") if path.is_file())
+    assert files == ["2_Dense/model.safetensors", "config.json", "model.safetensors"]
     assert failure(CheckpointError, resolve_model, "me/pickled", **options) == (
         "me/pickled: weights are pickled (pytorch_model.bin), which can run code when opened; fetch them with "
         "`hf download me/pickled --local-dir pickled`; for that folder llmc names the command that converts them"

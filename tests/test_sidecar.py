@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +11,14 @@ import pytest
 import tiny_models
 import torch
 import transformers
+from safetensors.torch import save_file
 from spoiled import change_tensors
 
 import llmc
 from llmc.checkpoint import Checkpoint
 from llmc.eval.embeddings import pooling_of
 from llmc.safetensors_file import read_folder
-from llmc.sidecar import MOST_SETTINGS, carried_files
+from llmc.sidecar import MOST_SETTINGS, TEMPLATES, carried_files
 
 ROUND: dict[str, Any] = {"method": "rtn", "group_size": 32}
 KINDS = ((0, "Transformer"), (1, "Pooling"))
@@ -87,8 +89,16 @@ def test_settings_of_sentence_transformers_modules_are_taken_over(tmp_path: Path
         (model / name).parent.mkdir(parents=True, exist_ok=True)
         (model / name).write_text(text)
     (model / "2_Linked").symlink_to(model / "1_Pooling")
+    weights = tmp_path / "dense.safetensors"
+    save_file({"linear.weight": torch.ones(2, 2)}, weights)
+    for place in ("2_Dense", "2_Dense/inner", "other"):
+        (model / place).mkdir(exist_ok=True)
+        shutil.copyfile(weights, model / place / "model.safetensors")
     out = tmp_path / "out"
     llmc.quantize(str(model), out, **ROUND)
+    inside = [p.relative_to(out).as_posix() for p in out.rglob("*/*.safetensors")]
+    assert inside == ["2_Dense/model.safetensors"] and (out / inside[0]).read_bytes() == weights.read_bytes()
+    assert llmc.verify(out, against=model).ok
     kept = {p.relative_to(out).as_posix() for p in out.rglob("*.json") if "kernel" not in p.parts}
     assert {n for n in kept if "/" in n} == {"1_Pooling/config.json"}
     assert (out / "1_Pooling" / "config.json").read_text() == files["1_Pooling/config.json"]
@@ -97,3 +107,35 @@ def test_settings_of_sentence_transformers_modules_are_taken_over(tmp_path: Path
     assert pooling_of(tmp_path / "dense") == pooling_of(model) == "cls"
     (model / "modules.json").unlink()
     assert not [p for p in carried_files(model) if p.parent != model]
+
+
+def test_chat_templates_with_names_are_taken_over(tmp_path: Path) -> None:
+    model = tiny_models.build("llama", tmp_path / "model")
+    (model / TEMPLATES / "inner").mkdir(parents=True)
+    for name in ("tools.jinja", "evil.py", "inner/more.jinja"):
+        (model / TEMPLATES / name).write_text("{{ messages }}")
+    llmc.quantize(str(model), tmp_path / "out", **ROUND)
+    llmc.lossless(model, tmp_path / "coded")
+    for folder in (tmp_path / "out", tmp_path / "coded"):
+        assert [p.name for p in folder.rglob("*.jinja")] == ["tools.jinja"]
+        assert llmc.verify(folder, against=model).ok
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("{", "Expecting property name enclosed in double quotes: line 1 column 2 (char 1)"),
+        ("[]", "'list' object is not a mapping"),
+        ('{"temperature": 0.5, "do_sample": false}', "GenerationConfig is invalid"),
+    ],
+)
+def test_settings_of_generation_that_transformers_refuses_are_said(
+    text: str, says: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    model = tiny_models.build("llama", tmp_path / "model")
+    (model / "generation_config.json").write_text(text)
+    capfd.readouterr()
+    (note,) = llmc.quantize(str(model), tmp_path / "out", **ROUND).notes
+    assert note.startswith("generation_config.json is kept, and transformers refuses to write it: ") and says in note
+    assert (tmp_path / "out" / "generation_config.json").read_text() == text
+    assert capfd.readouterr() == ("", "")

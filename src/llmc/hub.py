@@ -42,7 +42,8 @@ ALLOWED += [
     "[Nn][Oo][Tt][Ii][Cc][Ee]*",
 ]
 # A second copy of the weights in the maker's own layout, or of another model kept in a subfolder.
-REFUSED = ["consolidated*.safetensors", "*/*.safetensors", "tokenizer*.py", "*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl"]
+REFUSED = ["consolidated*.safetensors", "tokenizer*.py", "*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl"]
+REFUSED += ["[!0-9]*/*.safetensors", "?[!_]*/*.safetensors", "*/*/*.safetensors"]  # all but modules such as 2_Dense/
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 WEIGHTS = re.compile(r"[^/]*\.safetensors(\.index\.json)?")  # at the top of a repository: what a loader would pick up
 UNNAMED = "its card names no original on the Hub, so nothing links the two; --base-model user/name does"

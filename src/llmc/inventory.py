@@ -16,7 +16,7 @@ from pathlib import Path
 
 from llmc.errors import OutputError
 from llmc.manifest import MANIFEST, SUMS
-from llmc.sidecar import CARRIED, MODULE
+from llmc.sidecar import CARRIED, MODULE, TEMPLATES
 
 MODEL_FILES = (
     *CARRIED,
@@ -28,7 +28,7 @@ MODEL_FILES = (
     "README.md",
     ".gitattributes",
 )
-MODEL_FOLDERS = (MODULE, "additional_chat_templates")
+MODEL_FOLDERS = (MODULE, TEMPLATES)
 MOST_CONFIG = 10_000_000
 NAMED = 3
 """Strange files that a refusal names."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import fnmatch
+import json
+import logging
 import shutil
 from collections.abc import Sequence
 from dataclasses import replace
@@ -11,13 +13,15 @@ from typing import Any
 
 from llmc.coded_files import INDEX as CODED_INDEX
 from llmc.config import without_code
+from llmc.errors import first_line
 from llmc.formats.container import Container, Facts, Spec
 from llmc.formats.kernel_folder import kernel_files
 from llmc.manifest import MANIFEST, SUMS, dump_json
 from llmc.travel import ARCHIVE, distinct, folded, left_out_note, refuse_secrets, survey
 
+GENERATION = "generation_config.json"
 CARRIED = (
-    "generation_config.json",
+    GENERATION,
     "tokenizer*",
     "special_tokens_map.json",
     "added_tokens.json",
@@ -42,8 +46,12 @@ CARRIED = (
 INDEX = "model.safetensors.index.json"
 MODULE = "[0-9]*_*"
 """Folders that sentence-transformers writes for its modules: 1_Pooling, ..."""
+MODULE_WEIGHTS = "model.safetensors"
+"""Weights of one of them, such as 2_Dense: its reader wants them as they are."""
+TEMPLATES = "additional_chat_templates"
+"""Folder where transformers writes chat templates that have a name: one for tools, one for retrieval, ..."""
 MOST_SETTINGS = 1 << 20
-"""Bytes of a JSON file in one of them."""
+"""Bytes of a JSON file or a template in one of these folders."""
 NEVER = ("*.py", "*.bin", "*.pt", "*.pth", "*.pkl", "*.safetensors", "*.gguf", "*.so", "*.dll", "*.dylib", "*.exe")
 WEIGHTS = (*NEVER, "*.safetensors.index.json", "*.ckpt", "*.h5", "*.msgpack", "*.onnx", "*.npz")
 WRITTEN = ("config.json", "README.md", INDEX, CODED_INDEX)
@@ -69,17 +77,25 @@ def plain(name: str) -> bool:
     return not weights and folded(name) not in map(folded, OWN)
 
 
-def module_settings(name: str) -> bool:
-    """Whether a path is that of settings in a folder of sentence-transformers, by its name."""
+def inner(name: str) -> bool:
+    """Whether a path is that of a file in a folder of sentence-transformers or of chat templates, by its name."""
     place, _, file = name.partition("/")
-    return _any(place, (MODULE,)) and file.endswith(".json") and "/" not in file
+    if "/" in file:
+        return False
+    if place == TEMPLATES:
+        return file.endswith(".jinja")
+    return _any(place, (MODULE,)) and (file.endswith(".json") or file == MODULE_WEIGHTS)
 
 
 def side_notes(folder: Path) -> tuple[str, ...]:
-    """What of `carried_files`' kinds stays behind. Raises CheckpointError when one of them holds a secret."""
+    """What of `carried_files`' kinds stays behind, and what travels and is broken.
+
+    Raises CheckpointError when one of them holds a secret.
+    """
     names, left = _carried(folder)
     refuse_secrets(folder, names)
-    return left_out_note(left)
+    broken = _broken_generation(folder / GENERATION) if GENERATION in names else ()
+    return (*left_out_note(left), *broken)
 
 
 def sidecar_bytes(folder: Path, tensors: int) -> int:
@@ -120,12 +136,36 @@ def _carried(folder: Path) -> tuple[list[str], list[tuple[str, str]]]:
     top = survey(folder, deep=False)
     names, left = distinct((n for n in top.files if _is_carried(n)), (*WRITTEN, *OWN))
     left += [(name, reason) for name, reason in top.left_out if _is_carried(name)]
-    if "modules.json" not in names:
-        return names, left
-    for module in sorted(p.name for p in folder.glob(MODULE) if p.is_dir() and not p.is_symlink()):
-        found = (f"{module}/{name}" for name in survey(folder / module, deep=False).files)
-        names += [n for n in found if module_settings(n) and (folder / n).stat().st_size <= MOST_SETTINGS]
+    modules = folder.glob(MODULE) if "modules.json" in names else ()
+    for place in (*sorted(modules), folder / TEMPLATES):
+        if place.is_dir() and not place.is_symlink():
+            found = (f"{place.name}/{name}" for name in survey(place, deep=False).files)
+            names += [n for n in found if inner(n) and (_is_weights(n) or _size(folder / n) <= MOST_SETTINGS)]
     return names, left
+
+
+def _is_weights(name: str) -> bool:
+    return name.endswith(f"/{MODULE_WEIGHTS}")
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size
+
+
+def _broken_generation(path: Path) -> tuple[str, ...]:
+    """What transformers says of the file that tells how to generate, where it says anything."""
+    from transformers import GenerationConfig
+
+    log = logging.getLogger("transformers.generation.configuration_utils")
+    before, log.disabled = log.disabled, True
+    try:
+        settings: Any = json.loads(path.read_bytes())
+        GenerationConfig.from_dict(settings).validate(strict=True)
+    except Exception as error:  # whatever is in it
+        return (f"{GENERATION} is kept, and transformers refuses to write it: {first_line(error)[:300]}",)
+    finally:
+        log.disabled = before
+    return ()
 
 
 def _is_carried(name: str) -> bool:
