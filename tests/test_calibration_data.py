@@ -84,7 +84,7 @@ def test_text_is_cut_and_drawn_as_the_naive_loop_does(tmp_path: Path) -> None:
     result = load_calibration(options, byte_tokenizer(), VOCABULARY)
     assert result.token_ids.tolist() == naive(byte_ids(text), options)
     assert result.token_ids.dtype == torch.int64
-    assert result.source == "a.txt" and result.shortfall == ""
+    assert result.source == "a.txt" and result.notes == ()
 
 
 def test_a_text_larger_than_one_piece_is_read_only_as_far_as_needed(
@@ -162,7 +162,7 @@ def test_fewer_sequences_than_asked_for_are_used_and_said(tmp_path: Path) -> Non
     options = CalibrationOptions(str(tmp_path / "a.txt"), num_samples=9, sequence_length=30)
     result = load_calibration(options, byte_tokenizer(), VOCABULARY)
     assert result.token_ids.shape == (3, 30)
-    assert result.shortfall == ("a.txt holds 3 sequences of 30 tokens, fewer than the 9 asked for: calibrating on 3")
+    assert result.notes == ("a.txt holds 3 sequences of 30 tokens, fewer than the 9 asked for: calibrating on 3",)
 
 
 FILES: dict[str, Callable[[Path], object]] = {
@@ -387,7 +387,7 @@ def test_novels_with_a_trained_tokenizer() -> None:
     source = DATA / "novels-calibration.txt"
     options = CalibrationOptions(str(source), num_samples=32, sequence_length=128)
     result = load_calibration(options, tokenizer, 4096)
-    assert result.token_ids.shape == (32, 128) and result.shortfall == ""
+    assert result.token_ids.shape == (32, 128) and result.notes == ()
     whole = source.read_text(encoding="utf-8").replace("\r\n", "\n")
     places = [whole.find(tokenizer.decode(row[2:-2])) for row in result.token_ids]
     assert -1 not in places and places == sorted(places)

@@ -26,7 +26,6 @@ from llmc.recipe import (
     Stage,
     find_recipe,
     from_dict,
-    from_options,
     load_recipe,
     method_table,
     recipe_names,
@@ -35,6 +34,7 @@ from llmc.recipe import (
     to_dict,
     to_yaml,
 )
+from llmc.recipe_options import from_options
 from llmc.recipe_yaml import read_yaml
 from llmc.schema import byte_count
 

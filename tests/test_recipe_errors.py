@@ -12,7 +12,8 @@ from llmc.errors import InputError, LlmcError, RecipeError, StorageError, UsageE
 from llmc.eval import evaluate
 from llmc.eval.tasks import load_tasks
 from llmc.pipeline import run
-from llmc.recipe import EvalOptions, from_dict, from_options, load_recipe, method_table, resolve_text
+from llmc.recipe import EvalOptions, from_dict, load_recipe, method_table, resolve_text
+from llmc.recipe_options import from_options
 
 KEYS = (
     "model, stages, out, revision, calibration, formats, seed, device, compute_dtype, max_memory, allow_nonfinite, "

@@ -22,7 +22,8 @@ from llmc.hub import PushResult
 from llmc.hub import push as push_to_hub
 from llmc.hub import resolve_model as fetch_model
 from llmc.planning import Job, PlanResult, describe, prepare
-from llmc.recipe import Recipe, from_options, load_recipe, resolve_model, resolve_text, to_yaml
+from llmc.recipe import Recipe, load_recipe, resolve_model, resolve_text, to_yaml
+from llmc.recipe_options import from_options
 from llmc.structure import Progress, Table
 from llmc.verification import require_verified
 
@@ -125,7 +126,7 @@ def quantize(
         out: the folder to write; with several formats, one folder each inside it.
         fresh: discard an unfinished run instead of going on with it.
         force: replace an existing `out`.
-        options: as `llmc quantize` has them; see `llmc.recipe.from_options`.
+        options: as `llmc quantize` has them; see `llmc.recipe_options.from_options`.
 
     Raises:
         InputError, StorageError, MemoryLimitError: one line each.
@@ -282,7 +283,8 @@ def _finish(
             gates += tuple(check_gates(job.recipe.gates, figures, allow_unresolved=allow_unresolved))
         seal(reports.get(name))
         folders[name] = folder_summary(job, container, place, written)
-    notes = (*written.notes, *_shortfall(written))
+    calibration = written.calibration
+    notes = (*written.notes, *(calibration.notes if calibration is not None else ()))
     return RunResult(artifact.out, folders, notes, reports, gates)
 
 
@@ -317,14 +319,10 @@ def _evaluate(job: Job, folder: Path, progress: Progress | None) -> Any:
             stride=options.stride,
             max_tokens=options.max_tokens,
             prompt=options.prompt,
+            raw_text=options.raw_text,
             device=job.recipe.device,
             progress=progress,
         )
-
-
-def _shortfall(written: Written) -> list[str]:
-    calibration = written.calibration
-    return [calibration.shortfall] if calibration is not None and calibration.shortfall else []
 
 
 def _push(job: Job, result: RunResult, token: str | None, progress: Progress | None) -> RunResult:

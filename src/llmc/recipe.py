@@ -1,7 +1,8 @@
 """Recipes: an ordered list of stages, and what they calibrate on, write, measure and must reach.
 
-A recipe comes from a YAML file (`load_recipe`), from the options of `llmc quantize` (`from_options`) or from plain data
-(`from_dict`); all three are read by the same schema, which is the dataclasses below and those of the methods.
+A recipe comes from a YAML file (`load_recipe`), from plain data (`from_dict`) or from the options of `llmc quantize`
+(`recipe_options.from_options`); all three are read by the same schema, which is the
+dataclasses below and those of the methods.
 """
 
 from __future__ import annotations
@@ -11,7 +12,6 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from llmc.calibration.data import CalibrationOptions
@@ -29,7 +29,6 @@ from llmc.recipe_yaml import (
     plain_node,
     read_recipe_file,
     recipe_names,
-    scalar,
 )
 from llmc.registry import suggest
 from llmc.schema import Place, build, method_table, parse_bytes, plain, shown
@@ -41,7 +40,6 @@ __all__ = [
     "Stage",
     "find_recipe",
     "from_dict",
-    "from_options",
     "load_recipe",
     "method_table",
     "recipe_names",
@@ -98,6 +96,7 @@ class EvalOptions:
     stride: int = option(512, "tokens between the starts of windows", least=1)
     max_tokens: int | None = option(None, "stop after this many tokens", least=2)
     prompt: str | None = None
+    raw_text: bool = False
 
     def __post_init__(self) -> None:
         if self.text is None and not self.tasks:
@@ -167,72 +166,7 @@ def load_recipe(path_or_name: str, overrides: Sequence[str] = ()) -> Recipe:
     tree = anchored(tree, os.path.dirname(path))
     for text in overrides:
         tree = overridden(tree, text)
-    return _read(tree)
-
-
-def from_options(
-    model: str | Path,
-    *,
-    method: str | None = None,
-    bits: int | None = None,
-    group_size: int | str | None = None,
-    options: Mapping[str, Any] | None = None,
-    symmetric: bool | None = None,
-    act_order: bool | None = None,
-    targets: Sequence[str] | None = None,
-    ignore: Sequence[str] | None = None,
-    calibration: str | Path | None = None,
-    num_samples: int | None = None,
-    sequence_length: int | None = None,
-    seed: int | None = None,
-    formats: Sequence[str] | None = None,
-    device: str | None = None,
-    compute_dtype: str | None = None,
-    max_memory: int | str | None = None,
-    revision: str | None = None,
-    allow_nonfinite: bool | None = None,
-    bits_per_weight: float | None = None,
-    size: int | str | None = None,
-    max_kl: float | None = None,
-    entropy: bool | None = None,
-) -> Recipe:
-    """The recipe of a one-stage job. None leaves a field at its own default.
-
-    Args:
-        method: if None, trellis where a budget is given, gptq where there is calibration text, else rtn.
-        group_size: a number, or `channel`.
-        options: further fields of the method; texts are read as on the command line.
-        max_memory: bytes, or a text like `8GiB`.
-        bits_per_weight, size, max_kl: a budget: of the targeted matrices, of all weight files, or of quality.
-
-    Raises:
-        UsageError: naming the option of the command line.
-    """
-    budget = any(each is not None for each in (bits_per_weight, size, max_kl))
-    name = method or ("trellis" if budget else "rtn" if calibration is None else "gptq")
-    flags: dict[str, Any] = {"bits": bits, "group_size": group_size, "symmetric": symmetric, "act_order": act_order}
-    flags["bits_per_weight"] = bits_per_weight
-    text: dict[str, Any] = {"source": calibration, "num_samples": num_samples, "sequence_length": sequence_length}
-    rest: dict[str, Any] = {"seed": seed, "formats": formats, "device": device, "compute_dtype": compute_dtype}
-    rest |= {"max_memory": max_memory, "revision": revision, "allow_nonfinite": allow_nonfinite, "entropy": entropy}
-    rest |= {"size": size, "max_kl": max_kl}
-    try:
-        stage = {"method": Node(name, "--method"), **_nodes({"targets": targets, "ignore": ignore})}
-        stage |= _method_nodes(name, flags, options or {})
-        tree = {"model": Node(str(model), "MODEL"), "stages": Node([Node(stage, f"--method {name}")], "--method")}
-        tree |= _nodes(rest)
-        given = _nodes(text)
-        if calibration is not None:
-            tree["calibration"] = Node(given, "--calibration")
-        elif given:
-            flag = next(iter(given.values())).where
-            raise UsageError("there is no calibration text", where=flag, fix="add --calibration FILE_OR_DATASET")
-        elif METHODS.get(name).needs:
-            example = f"for example: llmc quantize {model} -o OUT --method {name} --calibration text.txt"
-            raise UsageError(f"{name} needs calibration text", where=f"--method {name}", fix=example)
-        return _read(Node(tree, "llmc"))
-    except RecipeError as error:
-        raise UsageError(error.message, where=error.where, fix=error.fix) from error
+    return read_tree(tree)
 
 
 def from_dict(data: Mapping[str, Any]) -> Recipe:
@@ -241,7 +175,7 @@ def from_dict(data: Mapping[str, Any]) -> Recipe:
     Raises:
         RecipeError: as `load_recipe`, without lines.
     """
-    return _read(plain_node(dict(data), "recipe"))
+    return read_tree(plain_node(dict(data), "recipe"))
 
 
 def to_dict(recipe: Recipe) -> dict[str, Any]:
@@ -269,7 +203,7 @@ def to_yaml(recipe: Recipe) -> str:
     return dump_yaml(to_dict(recipe))
 
 
-def _read(tree: Node) -> Recipe:
+def read_tree(tree: Node) -> Recipe:
     """A Recipe from its tree, checked as a whole."""
     recipe: Recipe = build(Recipe, _share_seed(tree))
     parts = tree.value
@@ -367,31 +301,3 @@ def _check_grid(method: Any, options: Node, place: Place) -> None:
     except UsageError as error:
         given = [node for node in options.value.values() if node.where.startswith("-")]
         raise RecipeError(error.message, where=place.at([options, *given][-1]), fix=error.fix) from error
-
-
-def _nodes(given: Mapping[str, Any]) -> dict[str, Node]:
-    """Nodes of what was given, named after the options of the command line."""
-    names = {"formats": "format", "source": "calibration"}
-    flags = {name: "--" + names.get(name, name).replace("_", "-") for name in given}
-    values = {name: str(value) if isinstance(value, Path) else value for name, value in given.items()}
-    return {name: plain_node(value, flags[name]) for name, value in values.items() if value is not None}
-
-
-def _method_nodes(name: str, flags: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Node]:
-    """The method's own fields: the shared flags, and `-O name=value`."""
-    try:
-        known = [each.name for each in dataclasses.fields(METHODS.get(name))]
-    except UsageError as error:
-        raise UsageError(error.message, where="--method", fix=error.fix) from error
-    nodes = _nodes({key: value for key, value in flags.items() if key in known or value})
-    if "symmetric" in nodes:
-        nodes["symmetric"] = Node(nodes["symmetric"].value, "--asymmetric")
-    for key, value in options.items():
-        where = f"-O {key}={value}"
-        if key in nodes:
-            raise UsageError(f"{key!r} is given twice", where=where, fix=f"leave out {nodes[key].where}")
-        nodes[key] = scalar(value, where) if isinstance(value, str) else plain_node(value, where)
-    for key, node in nodes.items():
-        if key not in known:
-            raise UsageError(f"{name} has no option {key!r}", where=node.where, fix=suggest(key, known))
-    return nodes

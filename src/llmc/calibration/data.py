@@ -27,6 +27,7 @@ from llmc.calibration.chat import render
 from llmc.calibration.data_sets import FILE_SUFFIXES, DataSetName, data_set_rows
 from llmc.disk import require_utf8
 from llmc.errors import CalibrationError, StorageError, UsageError
+from llmc.line_ends import MARK, LineEnds
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -50,6 +51,7 @@ class CalibrationOptions:
         column: the column to read; None reads "messages" with a chat template and "text" without.
         split: of a data set.
         chat_template: rows are conversations to render with the tokenizer's chat template.
+        raw_text: keep line ends of Windows and byte order marks.
     """
 
     source: str
@@ -59,6 +61,7 @@ class CalibrationOptions:
     column: str | None = None
     split: str = "train"
     chat_template: bool = False
+    raw_text: bool = False
 
     def __post_init__(self) -> None:
         for name, least in (("num_samples", 1), ("sequence_length", 1), ("seed", 0)):
@@ -75,13 +78,13 @@ class CalibrationSet:
         token_ids: int64 [samples, sequence_length].
         sha256: of the token ids in order, as little-endian int32.
         source: file name or data set id; never a full path.
-        shortfall: one line when there were fewer sequences than asked for, else "".
+        notes: what became of the text, and one line when there were fewer sequences than asked for.
     """
 
     token_ids: torch.Tensor
     sha256: str
     source: str
-    shortfall: str = ""
+    notes: tuple[str, ...] = ()
 
 
 def load_calibration(
@@ -99,9 +102,10 @@ def load_calibration(
         StorageError: the file cannot be read. NetworkError: the data set cannot be reached.
     """
     _check_tokenizer(options, tokenizer)
-    rows, separator = _open(options, tokenizer)
+    ends = LineEnds(options.raw_text)
+    texts, separator = _texts(options, tokenizer, ends)
     budget = CANDIDATES_PER_SAMPLE * options.num_samples * options.sequence_length
-    tokens = _tokenize((_as_text(row, options, tokenizer) for row in rows), tokenizer, separator, budget)
+    tokens = _tokenize(texts, tokenizer, separator, budget)
     _check_tokens(tokens, tokenizer, vocab_size, options)
 
     available = len(tokens) // options.sequence_length
@@ -113,9 +117,8 @@ def load_calibration(
     bos = _leading_bos(tokenizer)
     if bos is not None:
         token_ids[:, 0] = bos
-    return CalibrationSet(
-        token_ids, token_sha256(token_ids), _public_name(options.source), _shortfall(available, options)
-    )
+    notes = (*ends.notes(), *_shortfall(available, options))
+    return CalibrationSet(token_ids, token_sha256(token_ids), _public_name(options.source), notes)
 
 
 def token_sha256(token_ids: torch.Tensor) -> str:
@@ -159,12 +162,12 @@ def _check_tokens(tokens: array[int], tokenizer: Any, vocab_size: int, options: 
         )
 
 
-def _shortfall(available: int, options: CalibrationOptions) -> str:
+def _shortfall(available: int, options: CalibrationOptions) -> tuple[str, ...]:
     if available >= options.num_samples:
-        return ""
+        return ()
     return (
         f"{_public_name(options.source)} holds {available} sequences of {options.sequence_length} tokens, "
-        f"fewer than the {options.num_samples} asked for: calibrating on {available}"
+        f"fewer than the {options.num_samples} asked for: calibrating on {available}",
     )
 
 
@@ -225,6 +228,15 @@ def _column(options: CalibrationOptions) -> str:
     return options.column or ("messages" if options.chat_template else "text")
 
 
+def _texts(options: CalibrationOptions, tokenizer: Any, ends: LineEnds) -> tuple[Iterator[str], list[int]]:
+    """The texts of the source, and the token ids that end each."""
+    rows, separator = _open(options, tokenizer)
+    texts = (_as_text(row, options, tokenizer) for row in rows)
+    if Path(options.source).suffix.lower() == ".txt":
+        return ends.parts(texts, options.source), separator
+    return (ends.text(text, options.source) for text in texts), separator
+
+
 def _open(options: CalibrationOptions, tokenizer: Any) -> tuple[Iterator[Row], list[int]]:
     """The rows of the source, and the token ids that end each."""
     path = Path(options.source)
@@ -250,12 +262,12 @@ def _open(options: CalibrationOptions, tokenizer: Any) -> tuple[Iterator[Row], l
 
 def _lines(path: Path, source: str, limit: int = -1) -> Iterator[tuple[str, str]]:
     """Decoded lines of a UTF-8 file, and where each stands; a line beyond `limit` bytes comes in several pieces."""
-    decoder = codecs.getincrementaldecoder("utf-8-sig")()
+    decoder = codecs.getincrementaldecoder("utf-8")()
     number = 1
     try:
         with path.open("rb") as file:
             while line := file.readline(limit):
-                yield f"{source}:{number}", decoder.decode(line).replace("\r\n", "\n")
+                yield f"{source}:{number}", decoder.decode(line)
                 number += line.endswith(b"\n")
             decoder.decode(b"", final=True)
     except UnicodeDecodeError as error:
@@ -285,7 +297,7 @@ def _jsonl_rows(path: Path, options: CalibrationOptions) -> Iterator[Row]:
         if not line.strip():
             continue
         try:
-            row = json.loads(line.rstrip())
+            row = json.loads(line.removeprefix(MARK).rstrip())
         except (ValueError, RecursionError) as error:
             reason = f"{error.msg}, column {error.colno}" if isinstance(error, json.JSONDecodeError) else str(error)
             raise CalibrationError(f"not JSON ({reason})", where=where, fix="every line must be one object") from error

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 from typer import Option
 
-from llmc.cli.options import Device, was_given
+from llmc.cli.options import Device, RawText, was_given
 from llmc.errors import UsageError
 
 
@@ -47,6 +47,7 @@ class Measuring:
     bits_per_byte: Annotated[
         bool, Option("--bits-per-byte", help="Compare this alone on the text: the tokenizers may differ.")
     ] = False
+    raw_text: RawText = False
     gate: Annotated[
         list[str] | None, Option("--gate", metavar="GATE", help='Fail unless it holds, as in "kl < 0.02"; repeatable.')
     ] = None

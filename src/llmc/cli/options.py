@@ -24,6 +24,9 @@ Overrides = Annotated[
 Fresh = Annotated[bool, Option("--fresh", help="Discard what an interrupted run left and start over.")]
 Force = Annotated[bool, Option("--force", help="Replace the model in OUT.")]
 Threads = Annotated[int | None, Option("--threads", metavar="N", min=1, help="How many work; all cores by default.")]
+RawText = Annotated[
+    bool, Option("--raw-text", help="Keep the line ends of Windows and byte order marks, which models do not know.")
+]
 DryRun = Annotated[bool, Option("--dry-run", help="Say what would be done, and do nothing.")]
 Json = Annotated[bool, Option("--json", help="Print one JSON document on stdout instead of tables.")]
 
@@ -67,6 +70,7 @@ class Job:
     ] = None
     num_samples: Annotated[int | None, Option("--num-samples", metavar="N", help="Calibration sequences.")] = None
     sequence_length: Annotated[int | None, Option("--sequence-length", metavar="N", help="Tokens in each.")] = None
+    raw_text: RawText = False
     seed: Annotated[int | None, Option("--seed", metavar="N", help="Seed of every random choice.")] = None
     formats: Annotated[
         list[str] | None,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +16,7 @@ from llmc.eval.loading import position_limit, quiet
 from llmc.eval.report import Source
 from llmc.eval.tasks import Task, check_limit, load_tasks
 from llmc.eval.text_pairs import TextPair, load_similarities, load_translations
+from llmc.line_ends import LineEnds
 from llmc.recipe_paths import embedded_text
 
 if TYPE_CHECKING:
@@ -45,6 +46,7 @@ class Conditions:
         lm_eval: tasks of lm-evaluation-harness; `lm_eval_path` is a folder with more of them.
         pairs: what encoders and encoder-decoders are measured on, None where nothing was given; `pairs_path` of it.
         limit: use only the first items, pairs, and lines for an encoder.
+        ends: what became of line ends in all of these.
     """
 
     path: str
@@ -63,6 +65,7 @@ class Conditions:
     limit: int | None
     pairs_path: str | None
     pairs: tuple[TextPair, ...] | None = None
+    ends: LineEnds = field(default_factory=LineEnds)
 
 
 def read_conditions(
@@ -80,6 +83,7 @@ def read_conditions(
     lm_eval: Sequence[str] = (),
     lm_eval_path: str | Path | None = None,
     bits_per_byte: bool = False,
+    raw_text: bool = False,
 ) -> Conditions:
     """Read text and tasks.
 
@@ -94,10 +98,9 @@ def read_conditions(
     for option, wanted in (("bits-per-byte", bits_per_byte), ("degeneration", degeneration)):
         if wanted and text is None:
             raise UsageError("it needs a text", where=f"--{option}", fix="give --text FILE")
-    content = None if text is None else embedded_text(str(text)) or _read(Path(text))
-    source = None if content is None else Source(Path(str(text)).name, hashlib.sha256(content).hexdigest())
-    words = None if content is None else _decoded(content, Path(str(text)))
-    loaded = tuple(load_tasks(tasks, limit))
+    ends = LineEnds(raw_text)
+    words, source = (None, None) if text is None else _text(text, ends)
+    loaded = tuple(load_tasks(tasks, limit, ends))
     return Conditions(
         path=str(text),
         text=words,
@@ -114,6 +117,7 @@ def read_conditions(
         bits_per_byte=bits_per_byte,
         limit=limit,
         pairs_path=None if pairs is None else str(pairs),
+        ends=ends,
     )
 
 
@@ -145,7 +149,9 @@ def for_kind(conditions: Conditions, subjects: Sequence[Subject]) -> Conditions:
         return conditions
     read = load_translations if first.kind == "encoder_decoder" else load_similarities
     source = Source(Path(conditions.pairs_path).name, _sha256_of(Path(conditions.pairs_path)))
-    return replace(conditions, pairs=tuple(read(conditions.pairs_path)[: conditions.limit]), source=source)
+    return replace(
+        conditions, pairs=tuple(read(conditions.pairs_path, conditions.ends)[: conditions.limit]), source=source
+    )
 
 
 def _sha256_of(path: Path) -> str | None:
@@ -214,6 +220,12 @@ def _check_options(context: int, stride: int, max_tokens: int | None) -> None:
         )
     if max_tokens is not None and max_tokens < 2:
         raise UsageError(f"max_tokens {max_tokens} leaves no token to score", where="--max-tokens", fix="use 2 or more")
+
+
+def _text(text: str | Path, ends: LineEnds) -> tuple[str, Source]:
+    """What is measured on, and what it is: its digest is that of what tokenizers get."""
+    words = ends.text(_decoded(embedded_text(str(text)) or _read(Path(text)), Path(text)), str(text))
+    return words, Source(Path(text).name, hashlib.sha256(words.encode()).hexdigest())
 
 
 def _read(path: Path) -> bytes:

@@ -44,6 +44,7 @@ def evaluate(
     lm_eval: Sequence[str] = (),
     lm_eval_path: str | Path | None = None,
     bits_per_byte: bool = False,
+    raw_text: bool = False,
     device: str = "cpu",
     dtype: str = "float32",
     cache: str | Path | None = None,
@@ -68,6 +69,7 @@ def evaluate(
         degeneration: also continue parts of the text greedily, and count what repeats.
         lm_eval: tasks of lm-evaluation-harness, which has to be installed; `lm_eval_path`: a folder with more of them.
         bits_per_byte: compare this alone on the text, which needs no common tokenizer.
+        raw_text: keep line ends of Windows and byte order marks, which are dropped otherwise, with a note.
         dtype: of the computation, `float32`, `bfloat16` or `float16`.
         cache: folder where what the original shows is kept for the next candidate; None keeps nothing.
         cache_limit: bytes that this folder may hold; what was unused longest goes first.
@@ -92,18 +94,20 @@ def evaluate(
         lm_eval=lm_eval,
         lm_eval_path=lm_eval_path,
         bits_per_byte=bits_per_byte,
+        raw_text=raw_text,
     )
     make = partial(
         Subject, opener=opener, device=device, dtype=check_device(device, dtype), progress=progress or silent
     )
     subject = make(folder)
     if against is None:
-        return measure(subject, None, for_kind(conditions, [subject]), progress)
+        report = measure(subject, None, for_kind(conditions, [subject]), progress)
+        return replace(report, notes=(*conditions.ends.notes(), *report.notes))
     original = make(against)
     conditions = for_kind(conditions, [original, subject])
     with _cache(None if opener else cache, cache_limit) as place:
         report = measure(subject, show(Original(original, place, progress), conditions, progress), conditions, progress)
-    return replace(report, notes=(*place.notes, *report.notes))
+    return replace(report, notes=(*conditions.ends.notes(), *place.notes, *report.notes))
 
 
 def beside(
@@ -145,7 +149,7 @@ def beside(
             of = (controls or {}).get(str(folder))
             rows.append(Row(label, report, None if of is None else labels[[str(f) for f in folders].index(of)]))
             subject.close()
-        alone = replace(shown.report(conditions), notes=tuple(place.notes))
+        alone = replace(shown.report(conditions), notes=(*conditions.ends.notes(), *place.notes))
     return compared(alone, rows)
 
 

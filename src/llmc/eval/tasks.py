@@ -24,6 +24,7 @@ from llmc.errors import CalibrationError, UsageError
 from llmc.eval.json_lines import json_rows, kind_of, read_lines, text_of, texts_of
 from llmc.eval.task_sources import KINDS, is_table, table_rows
 from llmc.gates import task_name
+from llmc.line_ends import LineEnds
 from llmc.recipe_paths import embedded_task
 from llmc.registry import suggest
 
@@ -88,7 +89,7 @@ class Task:
         return sum(1 / len(item.pairs) for item in self.items) / len(self.items)
 
 
-def load_tasks(paths: Sequence[str | Path], limit: int | None = None) -> list[Task]:
+def load_tasks(paths: Sequence[str | Path], limit: int | None = None, ends: LineEnds | None = None) -> list[Task]:
     """Read task files; see `load_task`. Raises UsageError when two would have one name."""
     names: dict[str, str] = {}
     for path in map(str, paths):
@@ -96,7 +97,7 @@ def load_tasks(paths: Sequence[str | Path], limit: int | None = None) -> list[Ta
         if first is not None:
             raise UsageError(f"there is a task {task_name(path)!r} already, {first}", where=path, fix="rename the file")
         names[task_name(path)] = path
-    return [load_task(path, limit) for path in paths]
+    return [load_task(path, limit, ends) for path in paths]
 
 
 def check_limit(limit: int | None) -> None:
@@ -105,7 +106,7 @@ def check_limit(limit: int | None) -> None:
         raise UsageError(f"limit {limit} leaves no item", where="--limit", fix="use 1 or more")
 
 
-def load_task(path: str | Path, limit: int | None = None) -> Task:
+def load_task(path: str | Path, limit: int | None = None, ends: LineEnds | None = None) -> Task:
     """Read one task.
 
     Args:
@@ -113,18 +114,20 @@ def load_task(path: str | Path, limit: int | None = None) -> Task:
             local folder, `name[:configuration][@split]`, without a split `test` or the only one; or a task of the
             embedded world, as `tiny:recall`.
         limit: keep only the first items. All are checked all the same.
+        ends: what becomes of line ends in the texts; None: what `LineEnds` does by itself.
 
     Raises:
         CalibrationError: no such file or data set, or a wrong line, named with its number.
         UsageError: the embedded world has no such task, or a limit below 1. NetworkError: the Hub cannot be reached.
     """
     check_limit(limit)
-    content = embedded_task(str(path))
+    content, ends = embedded_task(str(path)), ends or LineEnds()
     if content is None and is_table(path):
-        return _load_table(str(path), limit)
+        return _load_table(str(path), limit, ends)
     content = content or read_lines(path)
     shape, first, items = "", 0, []
-    for number, row in json_rows(content, str(path), expected=_shapes()):
+    for number, read in json_rows(content, str(path), expected=_shapes()):
+        row = ends.value(read, str(path))
         where = f"{path}:{number}"
         found = _shape_of(row, where)
         if shape and found != shape:
@@ -134,10 +137,12 @@ def load_task(path: str | Path, limit: int | None = None) -> Task:
         items.append(_item(row, shape, number, where))
     if not items:
         raise CalibrationError("holds no items", where=str(path), fix="give one JSON object per line")
-    return Task(task_name(path), shape, tuple(items[:limit]), str(path), hashlib.sha256(content).hexdigest())
+    changed = b"\r" if str(path) in ends.found else b""  # its items are not those of the raw file
+    digest = hashlib.sha256(content + changed).hexdigest()
+    return Task(task_name(path), shape, tuple(items[:limit]), str(path), digest)
 
 
-def _load_table(source: str, limit: int | None) -> Task:
+def _load_table(source: str, limit: int | None, ends: LineEnds) -> Task:
     """A task whose rows all have the columns of the first."""
     shape, items, digest = "", [], hashlib.sha256()
     keys: tuple[str, ...] = ()
@@ -145,7 +150,7 @@ def _load_table(source: str, limit: int | None) -> Task:
         if not shape:
             shape, keys = _shape_of_columns(list(row), source)
         where = f"{source}:row {number}"
-        item = {key: row.get(key) for key in keys}
+        item = {key: ends.value(row.get(key), source) for key in keys}
         items.append(_item(item, shape, number, where))
         line = json.dumps(item, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
         digest.update(f"{line}\n".encode())

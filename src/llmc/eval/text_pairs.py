@@ -14,6 +14,7 @@ from typing import Any
 from llmc.errors import CalibrationError
 from llmc.eval.json_lines import json_rows, kind_of, read_lines, text_of
 from llmc.eval.task_sources import is_table, table_rows
+from llmc.line_ends import LineEnds
 
 
 @dataclass(frozen=True)
@@ -26,23 +27,23 @@ class TextPair:
     score: float | None = None
 
 
-def load_translations(path: str | Path) -> list[TextPair]:
+def load_translations(path: str | Path, ends: LineEnds | None = None) -> list[TextPair]:
     """Rows of `{"source", "target"}`. Raises CalibrationError, NetworkError as `llmc.eval.tasks.load_task` does."""
     return [
         TextPair(text_of(row, "source", where, empty=True), text_of(row, "target", where), where)
-        for where, row in _rows(path, ("source", "target"))
+        for where, row in _rows(path, ("source", "target"), ends or LineEnds())
     ]
 
 
-def load_similarities(path: str | Path) -> list[TextPair]:
+def load_similarities(path: str | Path, ends: LineEnds | None = None) -> list[TextPair]:
     """Rows of `{"sentence1", "sentence2", "score"}`, the score any finite number. Raises as `load_translations`."""
     return [
         TextPair(text_of(row, "sentence1", where), text_of(row, "sentence2", where), where, _score(row, where))
-        for where, row in _rows(path, ("sentence1", "sentence2", "score"))
+        for where, row in _rows(path, ("sentence1", "sentence2", "score"), ends or LineEnds())
     ]
 
 
-def _rows(path: str | Path, keys: tuple[str, ...]) -> Iterator[tuple[str, dict[str, Any]]]:
+def _rows(path: str | Path, keys: tuple[str, ...], ends: LineEnds) -> Iterator[tuple[str, dict[str, Any]]]:
     """Each row and where it stands; there is one at least, and all have the keys."""
     expected = f"its keys are {', '.join(keys)}"
     empty = True
@@ -55,7 +56,7 @@ def _rows(path: str | Path, keys: tuple[str, ...]) -> Iterator[tuple[str, dict[s
         missing = next((key for key in keys if key not in row), None)
         if missing is not None:
             raise CalibrationError(f"missing key {missing!r}", where=where, fix=expected)
-        yield where, row
+        yield where, ends.value(row, str(path))
     if empty:
         raise CalibrationError("holds no pairs", where=str(path), fix=expected)
 
