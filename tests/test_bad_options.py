@@ -232,10 +232,9 @@ def test_memory(command: Command, place: Path, out: Path) -> None:
 # Calibration
 
 
-def test_gptq_needs_text(command: Command, place: Path, out: Path) -> None:
-    model = place / "model"
-    line = f"--method gptq: gptq needs calibration text; for example: llmc quantize {model} -o OUT --method gptq"
-    refused(command, f"{line} --calibration text.txt", model, out, "--method", "gptq")
+def test_a_quality_is_judged_on_text_of_its_own(command: Command, place: Path, out: Path) -> None:
+    line = "--max-kl: there is no calibration text; add --calibration FILE_OR_DATASET"
+    refused(command, line, place / "model", out, "--max-kl", "0.1")
 
 
 TEXTS: list[tuple[str, str, str]] = [
@@ -245,7 +244,7 @@ TEXTS: list[tuple[str, str, str]] = [
         "short",
         "{}: too short: 5 tokens, and one sequence takes 32; give more text, or --sequence-length 5 --num-samples 1",
     ),
-    ("column.jsonl", '{"body": "x"}\n', "{}:1: there is no column 'text'; choose one of: body"),
+    ("column.jsonl", '{"body": "x"}\n', "{}:1: there is no column 'text'; choose one with --text-column: body"),
     ("text.csv", "a,b\n", "{}: not a kind of file read here; give a .txt, .jsonl or .parquet file or a data set id"),
 ]
 

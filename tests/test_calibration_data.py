@@ -201,14 +201,18 @@ REFUSALS = [
         "broken.jsonl:3: not JSON (Expecting ',' delimiter, column 13); every line must be one object",
     ),
     ("list.jsonl", {}, 'list.jsonl:2: a JSON list, not an object; write {"text": "..."}'),
-    ("columns.jsonl", {}, "columns.jsonl:1: there is no column 'text'; choose one of: title, body"),
-    ("columns.jsonl", {"column": "boby"}, "columns.jsonl:1: there is no column 'boby'; choose one of: title, body"),
-    ("columns.parquet", {}, "columns.parquet: there is no column 'text'; choose one of: title, body"),
+    ("columns.jsonl", {}, "columns.jsonl:1: there is no column 'text'; choose one with --text-column: title, body"),
+    (
+        "columns.jsonl",
+        {"column": "boby"},
+        "columns.jsonl:1: there is no column 'boby'; choose one with --text-column: title, body",
+    ),
+    ("columns.parquet", {}, "columns.parquet: there is no column 'text'; choose one with --text-column: title, body"),
     (
         "number.jsonl",
         {},
         "number.jsonl:1: column 'text' holds a int, not text; "
-        "choose a text column, or use a chat template if these are conversations",
+        "choose another --text-column, or add --chat-template if these are conversations",
     ),
     ("surrogate.jsonl", {}, "surrogate.jsonl:1: not valid Unicode (a lone surrogate); repair this text"),
     ("false.parquet", {}, "false.parquet: not a readable parquet file"),
@@ -225,7 +229,8 @@ REFUSALS = [
     (
         "short.txt",
         {"chat_template": True},
-        "short.txt: a .txt file holds no conversations; use a .jsonl with a 'messages' column",
+        "short.txt: a .txt file holds no conversations; "
+        "leave --chat-template out, or give a .jsonl with a 'messages' column",
     ),
     (
         "talk.jsonl",
@@ -361,7 +366,7 @@ def test_a_data_set_is_streamed(tmp_path: Path) -> None:
     stream = [i for document in documents for i in [*byte_ids(document), EOS]]
     assert lines == [
         ["me/words", naive(stream, options)],
-        ["CalibrationError", "me/words: there is no column 'texts'; choose one of: text, n"],
+        ["CalibrationError", "me/words: there is no column 'texts'; choose one with --text-column: text, n"],
         ["CalibrationError", "me/words: Bad split: dev. Available splits: ['train', 'test']"],
         [
             "CalibrationError",

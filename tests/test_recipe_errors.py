@@ -235,10 +235,11 @@ def test_shipped_recipes_say_what_they_need() -> None:
 GPTQ_KNOWN = "grid, bits, group_size, symmetric, scales, damping, act_order, slab, propagate"
 OPTIONS: list[tuple[dict[str, Any], str]] = [
     (
-        {"method": "gptq"},
-        "--method gptq: gptq needs calibration text; "
-        "for example: llmc quantize m -o OUT --method gptq --calibration text.txt",
+        {"method": "trellis", "max_kl": 0.1},
+        "--max-kl: there is no calibration text; add --calibration FILE_OR_DATASET",
     ),
+    ({"chat_template": True}, "--chat-template: there is no calibration text; add --calibration FILE_OR_DATASET"),
+    ({"calibration": []}, "--calibration: source names no text"),
     ({"method": "gtpq"}, "--method: unknown method 'gtpq'; did you mean 'gptq'?"),
     ({"bits": 9}, "--bits: bits: 9 is out of range; use 2 to 8"),
     ({"bits": True}, "--bits: bits must be a whole number, not true"),

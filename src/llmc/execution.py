@@ -18,8 +18,10 @@ import torch
 
 from llmc.activations import give_back_freed_memory
 from llmc.artifact import Artifact, Folder, Unit, raw_bytes
-from llmc.calibration.data import CalibrationSet, load_calibration
+from llmc.calibration.data import CalibrationSet
+from llmc.calibration.data_sets import weighted
 from llmc.calibration.inputs import model_inputs, noise_note
+from llmc.calibration.mixture import load_mixture, names_of
 from llmc.checkpoint import Checkpoint
 from llmc.coded_folder import folder_for
 from llmc.encoding import Stored, encode_together, notes_of, require_finite, store
@@ -317,7 +319,8 @@ def execute(
 def inputs_of(job: Job) -> tuple[Path, ...]:
     """The folders and files that a job reads."""
     recipe = job.recipe
-    named = [] if recipe.calibration is None else [recipe.calibration.source]
+    texts = () if recipe.calibration is None else names_of(recipe.calibration)
+    named = [weighted(text)[0] for text in texts]
     named += [] if recipe.eval is None else [recipe.eval.text or "", *recipe.eval.tasks]
     return (job.checkpoint.folder, *(Path(name) for name in named if name and os.path.exists(name)))
 
@@ -328,8 +331,9 @@ def calibrate(job: Job) -> CalibrationSet | None:
     if options is None or not job.needs_statistics:
         return None
     with tempfile.TemporaryDirectory() as texts:
-        options = replace(options, source=resolve_text(options.source, Path(texts)))
-        return load_calibration(options, open_tokenizer(job.checkpoint.folder), vocabulary(job.checkpoint.model))
+        resolved = tuple(resolve_text(name, Path(texts)) for name in names_of(options))
+        options = replace(options, source=resolved)
+        return load_mixture(options, open_tokenizer(job.checkpoint.folder), vocabulary(job.checkpoint.model))
 
 
 def held_out(calibration: CalibrationSet) -> tuple[CalibrationSet, CalibrationSet]:

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from llmc.calibration.mixture import names_of
 from llmc.checkpoint import Checkpoint
 from llmc.encoding import nonfinite
 from llmc.errors import MemoryLimitError, UnsupportedError, UsageError
@@ -20,12 +21,17 @@ from llmc.layout import Shapes, WeightFiles, arrange, coded_files, nbytes
 from llmc.lossless_writing import at_most
 from llmc.ram import needs_statistics, peak_ram
 from llmc.recipe import Recipe, Stage
+from llmc.recipe_paths import CARRIED_TEXT, EMBEDDED_MODEL
 from llmc.registry import suggest
 from llmc.sidecar import side_notes, sidecar_bytes
 from llmc.skeleton import initializes_by_name
 from llmc.structure import Compressor, Table, Target
 
 CODED_SHARE = 0.67  # of bfloat16 weights, coded without loss
+CARRIED_NOTE = (
+    f"calibrated on {CARRIED_TEXT}, 300 kB about a small made-up world that llmc carries: "
+    "text like what the model will read loses less (--calibration FILE)"
+)
 READ = (torch.bfloat16, torch.float16, torch.float32)
 
 
@@ -119,7 +125,7 @@ def prepare(recipe: Recipe, checkpoint: Checkpoint) -> Job:
     chosen = _choose(recipe.stages, checkpoint.targets, checkpoint.folder.name, recipe.size is not None)
     containers: dict[str, Container] = {name: CONTAINERS.get(name)() for name in recipe.formats}
     specs = {}
-    notes = (*checkpoint.notes, *side_notes(checkpoint.folder))
+    notes = (*checkpoint.notes, *side_notes(checkpoint.folder), *_text_note(recipe))
     if recipe.allow_nonfinite:
         chosen, skipped = _finite(chosen, checkpoint)
         notes += skipped
@@ -138,6 +144,13 @@ def prepare(recipe: Recipe, checkpoint: Checkpoint) -> Job:
     }
     stage_of = {tensor: stage for tensor, (stage, _) in chosen.items()}
     return Job(recipe, checkpoint, containers, facts, stage_of, specs, files, notes)
+
+
+def _text_note(recipe: Recipe) -> tuple[str, ...]:
+    """That a model is calibrated on the text of a world which is not its own."""
+    options = recipe.calibration
+    carried = options is not None and CARRIED_TEXT in names_of(options)
+    return (CARRIED_NOTE,) if carried and recipe.model != EMBEDDED_MODEL and needs_statistics(recipe) else ()
 
 
 def describe(job: Job) -> PlanResult:

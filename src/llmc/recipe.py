@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from llmc.calibration.data import CalibrationOptions
+from llmc.calibration.mixture import names_of
 from llmc.compressors import METHODS
 from llmc.compressors.options import GridOptions, option
 from llmc.errors import RecipeError, UsageError
@@ -191,7 +192,8 @@ def to_dict(recipe: Recipe) -> dict[str, Any]:
     ]
     data["model"] = public(recipe.model)
     if recipe.calibration is not None:
-        data["calibration"]["source"] = public(recipe.calibration.source)
+        names = [public(name) for name in names_of(recipe.calibration)]
+        data["calibration"]["source"] = names[0] if len(names) == 1 else names
     if recipe.eval is not None:
         data["eval"]["text"] = recipe.eval.text and public(recipe.eval.text)
         data["eval"]["tasks"] = [public(task) for task in recipe.eval.tasks]

@@ -10,6 +10,7 @@ from typing import Any
 from llmc.compressors import METHODS
 from llmc.errors import RecipeError, UsageError
 from llmc.recipe import Recipe, read_tree
+from llmc.recipe_paths import CARRIED_TEXT
 from llmc.recipe_yaml import Node, plain_node, scalar
 from llmc.registry import suggest
 
@@ -25,7 +26,10 @@ def from_options(
     act_order: bool | None = None,
     targets: Sequence[str] | None = None,
     ignore: Sequence[str] | None = None,
-    calibration: str | Path | None = None,
+    calibration: str | Path | Sequence[str | Path] | None = None,
+    text_column: str | None = None,
+    split: str | None = None,
+    chat_template: bool | None = None,
     num_samples: int | None = None,
     sequence_length: int | None = None,
     raw_text: bool | None = None,
@@ -46,6 +50,8 @@ def from_options(
     Args:
         method: if None, trellis where a budget is given, gptq where there is calibration text, else rtn.
         group_size: a number, or `channel`.
+        calibration: one source or several, see `llmc.calibration.mixture`; None where the method needs one: the text
+            that llmc carries, which a note says.
         options: further fields of the method; texts are read as on the command line.
         max_memory: bytes, or a text like `8GiB`.
         bits_per_weight, size, max_kl: a budget: of the targeted matrices, of all weight files, or of quality.
@@ -58,7 +64,7 @@ def from_options(
     flags: dict[str, Any] = {"bits": bits, "group_size": group_size, "symmetric": symmetric, "act_order": act_order}
     flags["bits_per_weight"] = bits_per_weight
     text: dict[str, Any] = {"source": calibration, "num_samples": num_samples, "sequence_length": sequence_length}
-    text["raw_text"] = raw_text
+    text |= {"raw_text": raw_text, "column": text_column, "split": split, "chat_template": chat_template}
     rest: dict[str, Any] = {"seed": seed, "formats": formats, "device": device, "compute_dtype": compute_dtype}
     rest |= {"max_memory": max_memory, "revision": revision, "allow_nonfinite": allow_nonfinite, "entropy": entropy}
     rest |= {"size": size, "max_kl": max_kl}
@@ -67,25 +73,34 @@ def from_options(
         stage |= _method_nodes(name, flags, options or {})
         tree = {"model": Node(str(model), "MODEL"), "stages": Node([Node(stage, f"--method {name}")], "--method")}
         tree |= _nodes(rest)
-        given = _nodes(text)
-        if calibration is not None:
+        given = _calibration_nodes(text, METHODS.get(name).needs, judged=max_kl is not None)
+        if given:
             tree["calibration"] = Node(given, "--calibration")
-        elif given:
-            flag = next(iter(given.values())).where
-            raise UsageError("there is no calibration text", where=flag, fix="add --calibration FILE_OR_DATASET")
-        elif METHODS.get(name).needs:
-            example = f"for example: llmc quantize {model} -o OUT --method {name} --calibration text.txt"
-            raise UsageError(f"{name} needs calibration text", where=f"--method {name}", fix=example)
         return read_tree(Node(tree, "llmc"))
     except RecipeError as error:
         raise UsageError(error.message, where=error.where, fix=error.fix) from error
 
 
+def _calibration_nodes(text: Mapping[str, Any], needed: Any, judged: bool) -> dict[str, Node]:
+    """The calibration section; where none is given and one is needed, that of the text that llmc carries.
+
+    Args:
+        judged: the model is judged by it too, for which a text of its own use is wanted.
+    """
+    given = _nodes(text)
+    if "source" in given:
+        return given
+    flag = "--max-kl" if judged else next(iter(given.values())).where if given else ""
+    if judged or (given and not needed):
+        raise UsageError("there is no calibration text", where=flag, fix="add --calibration FILE_OR_DATASET")
+    return {"source": Node(CARRIED_TEXT, "--calibration"), **given} if needed else {}
+
+
 def _nodes(given: Mapping[str, Any]) -> dict[str, Node]:
     """Nodes of what was given, named after the options of the command line."""
-    names = {"formats": "format", "source": "calibration"}
+    names = {"formats": "format", "source": "calibration", "column": "text-column"}
     flags = {name: "--" + names.get(name, name).replace("_", "-") for name in given}
-    values = {name: str(value) if isinstance(value, Path) else value for name, value in given.items()}
+    values = {name: _plain_paths(value) for name, value in given.items()}
     return {name: plain_node(value, flags[name]) for name, value in values.items() if value is not None}
 
 
@@ -107,3 +122,9 @@ def _method_nodes(name: str, flags: Mapping[str, Any], options: Mapping[str, Any
         if key not in known:
             raise UsageError(f"{name} has no option {key!r}", where=node.where, fix=suggest(key, known))
     return nodes
+
+
+def _plain_paths(value: Any) -> Any:
+    if isinstance(value, list | tuple):
+        return [_plain_paths(item) for item in value]
+    return str(value) if isinstance(value, Path) else value

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from llmc.calibration.data_sets import FILE_SUFFIXES, parse_data_set
+from llmc.calibration.data_sets import FILE_SUFFIXES, parse_data_set, weighted
 from llmc.embedded import CHARACTERS, ITEMS, task_bytes, text_bytes
 from llmc.errors import UsageError
 from llmc.recipe_yaml import Node, put
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 EMBEDDED_MODEL = "tiny"
 EMBEDDED_TEXTS: dict[str, Split] = {f"{EMBEDDED_MODEL}:{name}": name for name in CHARACTERS}
+CARRIED_TEXT = f"{EMBEDDED_MODEL}:calibration"
+"""What is calibrated on where nobody says on what."""
 EMBEDDED_TASKS: dict[str, Kind] = {f"{EMBEDDED_MODEL}:{name}": name for name in ITEMS}
 PATHS = ("model", "out", "calibration.source", "eval.text", "eval.tasks")
 
@@ -39,18 +41,25 @@ def resolve_model(name: str) -> str:
     return str(tiny_model_path())
 
 
+def _split_weight(source: str) -> tuple[str, str]:
+    """A calibration source, and its weight with the colon before it, if it has one."""
+    name = weighted(source)[0]
+    return name, source[len(name) :]
+
+
 def resolve_text(source: str, folder: Path) -> str:
     """The file or data set behind a text; a text of the embedded world is written into `folder` first.
 
     Raises:
         UsageError: the embedded world has no such text.
     """
-    content = embedded_text(source)
+    name, weight = _split_weight(source)
+    content = embedded_text(name)
     if content is None:
         return source
-    path = folder / f"{EMBEDDED_TEXTS[source]}.txt"
+    path = folder / f"{EMBEDDED_TEXTS[name]}.txt"
     path.write_bytes(content)
-    return str(path)
+    return f"{path}{weight}"
 
 
 def embedded_text(source: str) -> bytes | None:
@@ -96,16 +105,20 @@ def _from(folder: str, node: Node, key: str) -> Node:
     """The path relative to `folder`; what is not a path stays."""
     if not isinstance(node.value, str) or node.value == EMBEDDED_MODEL or _is_embedded(node.value):
         return node
-    path = os.path.join(folder, os.path.expanduser(node.value))
+    name, weight = _split_weight(node.value) if key == "source" else (node.value, "")
+    path = os.path.join(folder, os.path.expanduser(name))
     may_be_id = key in ("model", "source", "tasks") and Path(path).suffix.lower() not in FILE_SUFFIXES
     held = parse_data_set(path).name if key == "tasks" else path
     if may_be_id and not os.path.exists(held) and not node.value.startswith((".", "~")):
         return node
-    return Node(path, node.where)
+    return Node(path + weight, node.where)
 
 
 def public(source: str) -> str:
     """Of a path its last name; ids of the Hub and names of the embedded world stay."""
+    name, weight = _split_weight(source)
+    if weight:
+        return public(name) + weight
     if source == EMBEDDED_MODEL or source in EMBEDDED_TEXTS or source in EMBEDDED_TASKS:
         return source
     is_id = (

@@ -94,7 +94,8 @@ def shown(value: Any) -> str:
 def type_name(kind: Any, name: str) -> str:
     """What a field takes, in a word or two."""
     if isinstance(kind, types.UnionType):
-        return f"{type_name(_not_none(kind), name)} or {NONE_WORDS.get(name, 'null')}"
+        one = type_name(_one_of(kind, False), name)
+        return f"{one} or {NONE_WORDS.get(name, 'null') if types.NoneType in typing.get_args(kind) else 'list'}"
     if typing.get_origin(kind) is tuple:
         return "list"
     return {bool: "true or false", int: "integer", float: "number"}.get(kind, "text")
@@ -163,9 +164,10 @@ def _field(field: Field[Any], kind: Any, node: Node, place: Place) -> Any:
     if parse is not None:
         return parse(node, place)
     if isinstance(kind, types.UnionType):
-        if node.value is None or node.value == NONE_WORDS.get(field.name):
+        optional = types.NoneType in typing.get_args(kind)
+        if optional and (node.value is None or node.value == NONE_WORDS.get(field.name)):
             return None
-        kind = _not_none(kind)
+        kind = _one_of(kind, isinstance(node.value, list))
     if dataclasses.is_dataclass(kind):
         return build(typing.cast(type[Any], kind), node, Place(field.name, f"{place.path}{field.name}."))
     if typing.get_origin(kind) is tuple:
@@ -175,8 +177,11 @@ def _field(field: Field[Any], kind: Any, node: Node, place: Place) -> Any:
     return _item(field, kind, node, place)
 
 
-def _not_none(union: types.UnionType) -> Any:
-    return next(option for option in typing.get_args(union) if option is not type(None))
+def _one_of(union: types.UnionType, listed: bool) -> Any:
+    """The type of a union that is read: the list of it where there is one and a list was given, else the first."""
+    kinds = [kind for kind in typing.get_args(union) if kind is not types.NoneType]
+    lists = [kind for kind in kinds if typing.get_origin(kind) is tuple]
+    return lists[0] if listed and lists else kinds[0]
 
 
 def _item(field: Field[Any], kind: Any, node: Node, place: Place) -> Any:

@@ -17,14 +17,14 @@ import hashlib
 import json
 from array import array
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from llmc.calibration.chat import render
-from llmc.calibration.data_sets import FILE_SUFFIXES, DataSetName, data_set_rows
+from llmc.calibration.data_sets import FILE_SUFFIXES, data_set_rows, parse_data_set
 from llmc.disk import require_utf8
 from llmc.errors import CalibrationError, StorageError, UsageError
 from llmc.line_ends import MARK, LineEnds
@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 
 CANDIDATES_PER_SAMPLE = 4
 FILE_KINDS = ".txt, .jsonl or .parquet"
+TALKS = ("messages", "conversations", "conversation")
+"""Columns that usually hold conversations."""
 PIECE = 1 << 17  # characters handed to the tokenizer at once
 
 Row = tuple[str, object]  # where it stands ("file:line"), what it holds
@@ -44,17 +46,18 @@ class CalibrationOptions:
     """What to calibrate on.
 
     Args:
-        source: a local .txt, .jsonl or .parquet file, or a data set of the Hub: `user/name`, `user/name:configuration`.
+        source: a local .txt, .jsonl or .parquet file, or a data set: `name[:configuration][@split]`; several, and
+            their weights: see `calibration.mixture`.
         num_samples: sequences to draw.
         sequence_length: tokens in each.
         seed: of the draw.
         column: the column to read; None reads "messages" with a chat template and "text" without.
-        split: of a data set.
+        split: of a data set that names none itself.
         chat_template: rows are conversations to render with the tokenizer's chat template.
         raw_text: keep line ends of Windows and byte order marks.
     """
 
-    source: str
+    source: str | tuple[str, ...]
     num_samples: int = 128
     sequence_length: int = 512
     seed: int = 0
@@ -68,6 +71,13 @@ class CalibrationOptions:
             value = getattr(self, name)
             if value < least:
                 raise UsageError(f"{name} must be at least {least}, not {value}")
+        if not self.source:
+            raise UsageError("source names no text")
+
+    @property
+    def name(self) -> str:
+        """The one source, where there is one."""
+        return self.source if isinstance(self.source, str) else self.source[0]
 
 
 @dataclass(frozen=True)
@@ -90,10 +100,10 @@ class CalibrationSet:
 def load_calibration(
     options: CalibrationOptions, tokenizer: PreTrainedTokenizerBase | None, vocab_size: int
 ) -> CalibrationSet:
-    """Read, tokenize, cut and draw.
+    """Read one source, tokenize, cut and draw.
 
     Args:
-        options: source and sizes.
+        options: the source and sizes.
         tokenizer: the model's tokenizer; None when the model folder has none.
         vocab_size: rows of the model's embedding; every token id must be below it.
 
@@ -118,7 +128,7 @@ def load_calibration(
     if bos is not None:
         token_ids[:, 0] = bos
     notes = (*ends.notes(), *_shortfall(available, options))
-    return CalibrationSet(token_ids, token_sha256(token_ids), _public_name(options.source), notes)
+    return CalibrationSet(token_ids, token_sha256(token_ids), _public_name(options.name), notes)
 
 
 def token_sha256(token_ids: torch.Tensor) -> str:
@@ -130,13 +140,13 @@ def _check_tokenizer(options: CalibrationOptions, tokenizer: Any) -> None:
     if tokenizer is None:
         raise CalibrationError(
             "the model folder has no tokenizer, so the text cannot be turned into tokens",
-            where=options.source,
+            where=options.name,
             fix="put the model's tokenizer.json and tokenizer_config.json into it, or use a method that needs no text",
         )
     if options.chat_template and not tokenizer.chat_template:
         raise CalibrationError(
             "the tokenizer has no chat template",
-            where=options.source,
+            where=options.name,
             fix="add chat_template.jinja to the model folder, or calibrate on plain text",
         )
 
@@ -144,12 +154,12 @@ def _check_tokenizer(options: CalibrationOptions, tokenizer: Any) -> None:
 def _check_tokens(tokens: array[int], tokenizer: Any, vocab_size: int, options: CalibrationOptions) -> None:
     if not tokens:
         raise CalibrationError(
-            "holds no text", where=options.source, fix=f"give at least {options.sequence_length} tokens of text"
+            "holds no text", where=options.name, fix=f"give at least {options.sequence_length} tokens of text"
         )
     if len(tokens) < options.sequence_length:
         raise CalibrationError(
             f"too short: {len(tokens)} tokens, and one sequence takes {options.sequence_length}",
-            where=options.source,
+            where=options.name,
             fix=f"give more text, or --sequence-length {len(tokens)} --num-samples 1",
         )
     largest = max(tokens)
@@ -157,7 +167,7 @@ def _check_tokens(tokens: array[int], tokenizer: Any, vocab_size: int, options: 
         raise CalibrationError(
             f"the tokenizer gives token id {largest} ({tokenizer.convert_ids_to_tokens(largest)!r}), "
             f"and the model's embedding ends at {vocab_size - 1}",
-            where=options.source,
+            where=options.name,
             fix="use the tokenizer this model was trained with",
         )
 
@@ -166,7 +176,7 @@ def _shortfall(available: int, options: CalibrationOptions) -> tuple[str, ...]:
     if available >= options.num_samples:
         return ()
     return (
-        f"{_public_name(options.source)} holds {available} sequences of {options.sequence_length} tokens, "
+        f"{_public_name(options.name)} holds {available} sequences of {options.sequence_length} tokens, "
         f"fewer than the {options.num_samples} asked for: calibrating on {available}",
     )
 
@@ -217,7 +227,7 @@ def _as_text(row: Row, options: CalibrationOptions, tokenizer: Any) -> str:
         raise CalibrationError(
             f"column {_column(options)!r} holds a {type(value).__name__}, not text",
             where=where,
-            fix="choose a text column, or use a chat template if these are conversations",
+            fix="choose another --text-column, or add --chat-template if these are conversations",
         )
     if not value.isascii() and any("\ud800" <= c <= "\udfff" for c in value):
         raise CalibrationError("not valid Unicode (a lone surrogate)", where=where, fix="repair this text")
@@ -232,14 +242,14 @@ def _texts(options: CalibrationOptions, tokenizer: Any, ends: LineEnds) -> tuple
     """The texts of the source, and the token ids that end each."""
     rows, separator = _open(options, tokenizer)
     texts = (_as_text(row, options, tokenizer) for row in rows)
-    if Path(options.source).suffix.lower() == ".txt":
-        return ends.parts(texts, options.source), separator
-    return (ends.text(text, options.source) for text in texts), separator
+    if Path(options.name).suffix.lower() == ".txt":
+        return ends.parts(texts, options.name), separator
+    return (ends.text(text, options.name) for text in texts), separator
 
 
 def _open(options: CalibrationOptions, tokenizer: Any) -> tuple[Iterator[Row], list[int]]:
     """The rows of the source, and the token ids that end each."""
-    path = Path(options.source)
+    path = Path(options.name)
     require_utf8(path)
     suffix = path.suffix.lower()
     eos = tokenizer.eos_token_id
@@ -248,16 +258,18 @@ def _open(options: CalibrationOptions, tokenizer: Any) -> tuple[Iterator[Row], l
         return _dataset_rows(options), separator
     if not path.is_file() or suffix not in FILE_SUFFIXES:
         kind = "no such file" if not path.exists() else "a folder" if path.is_dir() else "not a kind of file read here"
-        raise CalibrationError(kind, where=options.source, fix=f"give a {FILE_KINDS} file or a data set id")
+        raise CalibrationError(kind, where=options.name, fix=f"give a {FILE_KINDS} file or a data set id")
     if suffix == ".jsonl":
         return _jsonl_rows(path, options), separator
     if suffix == ".parquet":
         return _parquet_rows(path, options), separator
     if options.chat_template:
         raise CalibrationError(
-            "a .txt file holds no conversations", where=options.source, fix="use a .jsonl with a 'messages' column"
+            "a .txt file holds no conversations",
+            where=options.name,
+            fix="leave --chat-template out, or give a .jsonl with a 'messages' column",
         )
-    return _text_pieces(path, options.source), []
+    return _text_pieces(path, options.name), []
 
 
 def _lines(path: Path, source: str, limit: int = -1) -> Iterator[tuple[str, str]]:
@@ -293,7 +305,7 @@ def _text_pieces(path: Path, source: str) -> Iterator[Row]:
 
 
 def _jsonl_rows(path: Path, options: CalibrationOptions) -> Iterator[Row]:
-    for where, line in _lines(path, options.source):
+    for where, line in _lines(path, options.name):
         if not line.strip():
             continue
         try:
@@ -313,29 +325,32 @@ def _parquet_rows(path: Path, options: CalibrationOptions) -> Iterator[Row]:
 
     try:
         with parquet.ParquetFile(path) as file:
-            _cell(dict.fromkeys(file.schema_arrow.names), options, options.source)
+            _cell(dict.fromkeys(file.schema_arrow.names), options, options.name)
             batches = file.iter_batches(batch_size=256, columns=[_column(options)])
             values = (value for batch in batches for value in batch.column(0).to_pylist())
             for number, value in enumerate(values, 1):
-                yield f"{options.source}: row {number}", value
+                yield f"{options.name}: row {number}", value
     except (pyarrow.ArrowException, OSError) as error:
         if isinstance(error, OSError) and error.errno:
-            raise StorageError(f"cannot be read ({error.strerror})", where=options.source) from error
-        raise CalibrationError("not a readable parquet file", where=options.source) from error
+            raise StorageError(f"cannot be read ({error.strerror})", where=options.name) from error
+        raise CalibrationError("not a readable parquet file", where=options.name) from error
 
 
 def _cell(row: dict[str, Any], options: CalibrationOptions, where: str) -> object:
     column = _column(options)
-    if column not in row:
-        raise CalibrationError(
-            f"there is no column {column!r}", where=where, fix=f"choose one of: {', '.join(map(str, row))}"
-        )
-    return row[column]
+    if column in row:
+        return row[column]
+    talks = [name for name in TALKS if name in row and not options.chat_template]
+    fix = f"choose one with --text-column: {', '.join(map(str, row))}"
+    if talks and options.column is None:
+        own = "" if talks[0] == "messages" else f" --text-column {talks[0]}"
+        fix = f"add --chat-template{own} if its {talks[0]} are conversations, or {fix}"
+    raise CalibrationError(f"there is no column {column!r}", where=where, fix=fix)
 
 
 def _dataset_rows(options: CalibrationOptions) -> Iterator[Row]:
     """Rows of a data set of the Hub, streamed: only what is needed is read."""
-    name, _, configuration = options.source.partition(":")
-    asked = DataSetName(name, configuration, options.split)
-    for number, row in enumerate(data_set_rows(asked, options.source, kinds=f"a {FILE_KINDS} file"), 1):
-        yield f"{options.source}: row {number}", _cell(row, options, options.source)
+    asked = parse_data_set(options.name)
+    asked = replace(asked, split=asked.split or options.split)
+    for number, row in enumerate(data_set_rows(asked, options.name, kinds=f"a {FILE_KINDS} file"), 1):
+        yield f"{options.name}: row {number}", _cell(row, options, options.name)

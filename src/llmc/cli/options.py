@@ -66,8 +66,22 @@ class Job:
         list[str] | None, Option("--ignore", metavar="GLOB", help="Leave these matrices alone; repeatable.")
     ] = None
     calibration: Annotated[
-        str | None, Option("--calibration", metavar="TEXT", help="A .txt, .jsonl or .parquet file, or a datasets id.")
+        list[str] | None,
+        Option(
+            "--calibration",
+            metavar="TEXT[:WEIGHT]",
+            help="A .txt, .jsonl or .parquet file, or a datasets id; repeatable, with weights.",
+        ),
     ] = None
+    text_column: Annotated[
+        str | None, Option("--text-column", metavar="NAME", help="Column of the calibration rows to read.")
+    ] = None
+    split: Annotated[
+        str | None, Option("--split", metavar="S", help="Split of a calibration data set; train by default.")
+    ] = None
+    chat_template: Annotated[
+        bool, Option("--chat-template", help="Its rows are conversations, to be written by the model's chat template.")
+    ] = False
     num_samples: Annotated[int | None, Option("--num-samples", metavar="N", help="Calibration sequences.")] = None
     sequence_length: Annotated[int | None, Option("--sequence-length", metavar="N", help="Tokens in each.")] = None
     raw_text: RawText = False
@@ -107,6 +121,8 @@ class Job:
         given = was_given(self)
         if "group_size" in given:
             given["group_size"] = group_size(given["group_size"])
+        if len(given.get("calibration", ())) == 1:
+            (given["calibration"],) = given["calibration"]
         if "option" in given:
             given["options"] = assignments(given.pop("option"))
         if given.pop("asymmetric", False):
