@@ -152,13 +152,11 @@ UNSAFE: list[tuple[dict[str, Any], str]] = [
     ),
     (
         {"quantization_config": {"quant_method": "awq"}},
-        "the checkpoint is quantized already (awq); start from the original weights, "
-        "or turn it into plain ones with llmc export --format dense",
+        "the checkpoint is quantized already (awq); start from the original weights",
     ),
     (
         {"quantization_config": {}},
-        "the checkpoint is quantized already (unknown); start from the original weights, "
-        "or turn it into plain ones with llmc export --format dense",
+        "the checkpoint is quantized already (unknown); start from the original weights",
     ),
 ]
 
@@ -200,8 +198,8 @@ TENSORS: list[tuple[Callable[[Tensors], object], str]] = [
         f"model: tensor model.layers.9.x.weight has no place in LlamaForCausalLM (1 such); {BELONG}",
     ),
     (
-        with_("model.layers.0.\x1b[2J.weight", torch.zeros(2, 2)),
-        f"model: tensor model.layers.0.\\x1b[2J.weight has no place in LlamaForCausalLM (1 such); {BELONG}",
+        with_("model.layers.9.\x1b[2J.weight", torch.zeros(2, 2)),
+        f"model: tensor model.layers.9.\\x1b[2J.weight has no place in LlamaForCausalLM (1 such); {BELONG}",
     ),
     (
         with_(DOWN, torch.zeros(64, 64)),

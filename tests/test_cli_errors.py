@@ -124,7 +124,7 @@ def test_an_interrupted_run_says_how_to_continue(
 
 USAGE: list[tuple[str, str]] = [
     ("quantise M", "llmc: No such command 'quantise'; did you mean 'quantize'?"),
-    ("quantize M -o O --bitz 3", "llmc quantize: No such option: --bitz; did you mean --bits or --size?"),
+    ("quantize M -o O --bitz 3", "llmc quantize: No such option: --bitz; did you mean --bits?"),
     ("quantize M", "llmc quantize: Missing option '-o' / '--out'; see llmc quantize --help"),
     ("inspect", "llmc inspect: Missing argument 'OUT'; see llmc inspect --help"),
     (

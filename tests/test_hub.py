@@ -11,8 +11,9 @@ import pytest
 from local_hub import LocalHub, Reply
 
 from llmc.errors import CheckpointError, LlmcError, NetworkError, UsageError, VerifyError
-from llmc.hub import push, resolve_model
+from llmc.hub import resolve_model
 from llmc.manifest import write_manifest
+from llmc.uploading import push
 
 CARD = "---\nbase_model: someone/original\nbase_model_relation: quantized\n---\n# A smaller model\n"
 TOKEN = "hf_test"
@@ -282,7 +283,13 @@ def test_models_that_cannot_be_read(hub: LocalHub, folder: Path, tmp_path: Path)
             f"{path}: no such folder; give a model folder or a Hub id like user/name"
         )
     assert failure(CheckpointError, resolve_model, "what is this") == (
-        "what is this: neither a folder here nor a Hub id; write a Hub id as user/name"
+        "what is this: no such folder; give a model folder or a Hub id like user/name"
+    )
+    assert failure(CheckpointError, resolve_model, "user/what is this") == (
+        "user/what is this: neither a folder here nor a Hub id; write a Hub id as user/name"
+    )
+    assert failure(CheckpointError, resolve_model, "user/name@v1.0") == (
+        "user/name@v1.0: neither a folder here nor a Hub id, which has no @ in it; write user/name --revision v1.0"
     )
     assert failure(UsageError, resolve_model, str(folder), revision="main") == (
         f"{folder}: a local folder has no revisions; leave --revision out"

@@ -11,7 +11,8 @@ import pytest
 from local_hub import LocalHub, Reply, digest
 
 from llmc.errors import CheckpointError, LlmcError, NetworkError
-from llmc.hub import push, resolve_model
+from llmc.hub import resolve_model
+from llmc.uploading import push
 
 TOKEN = "hf_test"
 WEIGHTS = bytes(range(256)) * 2000

@@ -19,14 +19,15 @@ PACKAGE = ROOT / "src" / "llmc"
 LAYERS = tuple(
     row.split()
     for row in (
-        "errors distribution line_ends pages disk registry markdown structure strict_json safetensors_header "
+        "errors devices distribution line_ends pages disk registry markdown structure strict_json safetensors_header "
         "safetensors_file embedded _native",
         "calibration formats",
         "compressors",
         "recipe recipe_options recipe_paths recipe_yaml schema gates",
         "config coded_files checkpoint skeleton packed stored originals decoding activations artifact coded_folder "
         "encoding layout manifest travel sidecar inventory workfolder snippets model_card snapshot hf runtime",
-        "planning ram walk sharing sensitivity eval hub publishing loading lossless_folder lossless_writing "
+        "planning selection ram walk sharing sensitivity eval hub publishing uploading loading lossless_folder "
+        "lossless_writing "
         "lossless_verification decompressing inspection against against_files "
         "verification exporting",
         "pipeline execution budgets finishing entropy controls comparing reporting",

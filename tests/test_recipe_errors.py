@@ -17,7 +17,7 @@ from llmc.recipe_options import from_options
 
 KEYS = (
     "model, stages, out, revision, calibration, formats, seed, device, compute_dtype, max_memory, allow_nonfinite, "
-    "size, max_kl, entropy, eval, gates, push"
+    "strict, size, max_kl, entropy, eval, gates, push"
 )
 METRICS = (
     "perplexity, perplexity_ratio, kl, kl_median, kl_p99, top1_agreement, weight_bytes, bits_per_weight, "
@@ -60,7 +60,7 @@ FILES = {
     # names
     TOP + "stages:\n  - method: gptqq": "r.yaml:3: stage 0: unknown method 'gptqq'; did you mean 'gptq'?",
     TOP + "stages:\n  - method: 3": "r.yaml:3: stage 0: unknown method '3'; choose one of: rtn, gptq, trellis",
-    RTN + "    grid: nf5\n": "r.yaml:4: stage 0 (rtn): grid: unknown value 'nf5'; did you mean 'nf4'?",
+    RTN + "    grid: nf5\n": "r.yaml:4: stage 0 (rtn): grid: unknown value 'nf5'; choose one of: int, nf4",
     RTN + "    scales: best\n": "r.yaml:4: stage 0 (rtn): scales: unknown value 'best'; choose one of: absmax, mse",
     RTN + "formats: [dense, gtpq]\n": "r.yaml:4: formats: unknown value 'gtpq'; did you mean 'gptq'?",
     RTN + "formats: [dense, dense]\n": f"r.yaml:4: a format is given twice; choose from: {FORMATS}",
@@ -171,7 +171,7 @@ def test_a_wrong_file(text: str) -> None:
         ("stages.0.method.bits=3", "there is no 'bits' inside a value; shorten the path"),
         ("stage.0.bits=3", "unknown key 'stage'; did you mean 'stages'?"),
         ("stages.0.method=gtpq", "unknown method 'gtpq'; did you mean 'gptq'?"),
-        ("stages.0.grid=nf5", "grid: unknown value 'nf5'; did you mean 'nf4'?"),
+        ("stages.0.grid=nf5", "grid: unknown value 'nf5'; choose one of: int, nf4"),
         ("formats=gguf", f"formats: unknown value 'gguf'; choose one of: {FORMATS}"),
         ("formats=[dense", "not YAML that recipes can use: expected ',' or ']', but got '<stream end>'"),
         ("calibration=null", None),
@@ -254,7 +254,7 @@ OPTIONS: list[tuple[dict[str, Any], str]] = [
         {"calibration": "t.txt", "options": {"zzz": 1}},
         f"-O zzz=1: gptq has no option 'zzz'; choose one of: {GPTQ_KNOWN}",
     ),
-    ({"options": {"grid": "nf5"}}, "-O grid=nf5: grid: unknown value 'nf5'; did you mean 'nf4'?"),
+    ({"options": {"grid": "nf5"}}, "-O grid=nf5: grid: unknown value 'nf5'; choose one of: int, nf4"),
     ({"options": {"bits": "four"}}, "-O bits=four: bits must be a whole number, not 'four'"),
     ({"bits": 4, "options": {"bits": "3"}}, "-O bits=3: 'bits' is given twice; leave out --bits"),
     (

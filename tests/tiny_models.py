@@ -10,7 +10,7 @@ import torch
 
 VOCABULARY = 256
 
-_DECODER: dict[str, Any] = {
+DECODER: dict[str, Any] = {
     "vocab_size": VOCABULARY,
     "hidden_size": 64,
     "intermediate_size": 128,
@@ -25,7 +25,7 @@ _DECODER: dict[str, Any] = {
 
 
 def _decoder(**changes: Any) -> dict[str, Any]:
-    return {**_DECODER, **changes}
+    return {**DECODER, **changes}
 
 
 SPECS: dict[str, tuple[str, dict[str, Any]]] = {

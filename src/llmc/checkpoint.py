@@ -21,7 +21,7 @@ from llmc.coded_files import CodedTensors, held_config, is_coded
 from llmc.config import open_config, safe_config
 from llmc.errors import CheckpointError, UnsupportedError
 from llmc.manifest import read_manifest
-from llmc.packed import Packed, dense_entry, refuse_undecodable
+from llmc.packed import READABLE, Packed, dense_entry, refuse_undecodable
 from llmc.safetensors_file import TensorEntry, load, read_folder
 from llmc.skeleton import Group, Skeleton
 from llmc.stored import encoded_parts
@@ -87,15 +87,23 @@ class Checkpoint:
     @cached_property
     def stored(self) -> list[str]:
         """Names on disk in conversion order, each tied tensor once, without buffers that the model computes."""
-        drop = {*self.duplicates, *self.skeleton.computed}
+        drop = {*self.duplicates, *self.skeleton.computed, *self.skeleton.leftover}
         return [n for n in self.entries if n not in drop]
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What a copy of the weights leaves out, and why."""
-        names = self.skeleton.computed
-        more = f" and {len(names) - 1} more" if len(names) > 1 else ""
-        return (f"left out, since the model computes it itself: {names[0]}{more}",) if names else ()
+        """What a copy of the weights leaves out, and what it keeps that the model does not use."""
+        kind = type(self.model).__name__
+        found = {
+            "left out, since the model computes it itself": self.skeleton.computed,
+            f"left out, since {kind} has no use for scales of a quantization that is gone": self.skeleton.leftover,
+            f"kept as it is, though {kind} of transformers has no place for it": self.skeleton.extra,
+        }
+        return tuple(
+            f"{what}: {names[0]}" + (f" and {len(names) - 1} more" if len(names) > 1 else "")
+            for what, names in found.items()
+            if names
+        )
 
     @cached_property
     def targets(self) -> list[Target]:
@@ -250,12 +258,13 @@ def refuse_encoded(config: dict[str, Any], folder: Path) -> None:
         return
     found = config["quantization_config"]
     method = found.get("quant_method", "unknown") if isinstance(found, dict) else "unknown"
+    fix = "start from the original weights"
+    if method in READABLE:
+        fix += ", or turn it into plain ones with llmc export --format dense"
     raise UnsupportedError(
         f"the checkpoint is {'coded' if method == 'llmc' else 'quantized'} already ({method})",
         where=folder.name,
-        fix="turn it into plain weights with llmc decompress"
-        if method == "llmc"
-        else "start from the original weights, or turn it into plain ones with llmc export --format dense",
+        fix="turn it into plain weights with llmc decompress" if method == "llmc" else fix,
     )
 
 

@@ -18,13 +18,13 @@ from llmc.eval.tasks import load_tasks
 from llmc.execution import Written, calibrate, execute, held_out, open_tokenizer
 from llmc.finishing import complete_folder, folder_summary
 from llmc.gates import GateResult, check_gates, gates_failure, gates_table
-from llmc.hub import PushResult
-from llmc.hub import push as push_to_hub
 from llmc.hub import resolve_model as fetch_model
 from llmc.planning import Job, PlanResult, describe, prepare
 from llmc.recipe import Recipe, load_recipe, resolve_model, resolve_text, to_yaml
 from llmc.recipe_options import from_options
 from llmc.structure import Progress, Table
+from llmc.uploading import PushResult
+from llmc.uploading import push as push_to_hub
 from llmc.verification import require_verified
 
 
@@ -336,5 +336,5 @@ def _push(job: Job, result: RunResult, token: str | None, progress: Progress | N
 
 
 def push(folder: str | Path, repo: str, **options: Any) -> PushResult:
-    """Verify an artifact, then upload it in one commit; see `llmc.hub.push` for the options."""
+    """Verify an artifact, then upload it in one commit; see `llmc.uploading.push` for the options."""
     return push_to_hub(folder, repo, verify=require_verified, **options)

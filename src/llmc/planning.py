@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fnmatch
 import json
 from collections import defaultdict
 from collections.abc import Sequence
@@ -13,16 +12,17 @@ import torch
 
 from llmc.calibration.mixture import names_of
 from llmc.checkpoint import Checkpoint
+from llmc.devices import require_device
 from llmc.encoding import nonfinite
-from llmc.errors import MemoryLimitError, UnsupportedError, UsageError
+from llmc.errors import MemoryLimitError, UsageError
 from llmc.formats import CONTAINERS
 from llmc.formats.container import Container, Facts, Spec
 from llmc.layout import Shapes, WeightFiles, arrange, coded_files, nbytes
 from llmc.lossless_writing import at_most
 from llmc.ram import needs_statistics, peak_ram
-from llmc.recipe import Recipe, Stage
+from llmc.recipe import Recipe
 from llmc.recipe_paths import CARRIED_TEXT, EMBEDDED_MODEL
-from llmc.registry import suggest
+from llmc.selection import check_formats, choose, fitting, is_named, left_alone
 from llmc.sidecar import side_notes, sidecar_bytes
 from llmc.skeleton import initializes_by_name
 from llmc.structure import Compressor, Table, Target
@@ -32,7 +32,6 @@ CARRIED_NOTE = (
     f"calibrated on {CARRIED_TEXT}, 300 kB about a small made-up world that llmc carries: "
     "text like what the model will read loses less (--calibration FILE)"
 )
-READ = (torch.bfloat16, torch.float16, torch.float32)
 
 
 @dataclass(frozen=True)
@@ -79,6 +78,7 @@ class PlanResult:
         other_bytes: config, tokenizer, kernel, manifest and card, about.
         peak_ram_bytes: upper estimate of the resident size.
         runtimes: container -> runtime -> `yes ...` or `no: why`.
+        notes: what the user should know about it.
     """
 
     files: dict[str, int]
@@ -90,6 +90,7 @@ class PlanResult:
     targets: int
     original_bytes: int
     at_most: bool = False
+    notes: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -102,6 +103,7 @@ class PlanResult:
             "runtimes": self.runtimes,
             "targets": self.targets,
             "original_bytes": self.original_bytes,
+            "notes": list(self.notes),
         }
 
     def tables(self) -> list[Table]:
@@ -114,17 +116,20 @@ class PlanResult:
             ("bits_per_weight of the targets", f"{self.bits_per_weight:.3f}"),
         ]
         loads = [(c, r, says) for c, table in self.runtimes.items() for r, says in table.items()]
+        notes = [Table("Notes", ("note",), tuple((note,) for note in self.notes))] if self.notes else []
         return [
             Table("Plan", ("what", "bytes"), tuple(sizes)),
             Table("Who can load it", ("format", "runtime", "loads"), tuple(loads)),
+            *notes,
         ]
 
 
 def prepare(recipe: Recipe, checkpoint: Checkpoint) -> Job:
     """Bind a recipe to a model. Raises InputError for everything that can be known to fail."""
-    chosen = _choose(recipe.stages, checkpoint.targets, checkpoint.folder.name, recipe.size is not None)
+    require_device(recipe.device)
+    chosen = choose(recipe.stages, checkpoint.targets, checkpoint.folder.name, recipe.size is not None)
     containers: dict[str, Container] = {name: CONTAINERS.get(name)() for name in recipe.formats}
-    specs = {}
+    specs: dict[str, Spec] = {}
     notes = (*checkpoint.notes, *side_notes(checkpoint.folder), *_text_note(recipe))
     if recipe.allow_nonfinite:
         chosen, skipped = _finite(chosen, checkpoint)
@@ -133,16 +138,18 @@ def prepare(recipe: Recipe, checkpoint: Checkpoint) -> Job:
         dtypes = _scale_dtypes(target, containers.values())
         grid = recipe.stages[stage].method.make_grid(dtypes)
         specs[tensor] = Spec(target, grid)
+    named = {tensor for tensor, (stage, target) in chosen.items() if is_named(recipe.stages[stage], target)}
     facts = model_facts(checkpoint, specs)
-    _check_groups(specs)
-    for container in containers.values():
-        for refusal in container.refusals(list(specs.values()), facts):
-            raise UnsupportedError(refusal, where=f"format {container.name}")
+    specs, odd = fitting(specs, containers.values(), facts, named=named, strict=recipe.strict)
+    if odd:
+        facts = model_facts(checkpoint, specs)
+    check_formats(specs, containers.values(), facts)
+    notes += (*left_alone(recipe.stages, checkpoint.targets, recipe.size is not None), *odd)
     files = {
         name if len(containers) > 1 else "": weight_files(checkpoint, container, specs)
         for name, container in containers.items()
     }
-    stage_of = {tensor: stage for tensor, (stage, _) in chosen.items()}
+    stage_of = {tensor: chosen[tensor][0] for tensor in specs}
     return Job(recipe, checkpoint, containers, facts, stage_of, specs, files, notes)
 
 
@@ -174,6 +181,7 @@ def describe(job: Job) -> PlanResult:
         targets=len(specs),
         original_bytes=sum(e.nbytes for e in job.checkpoint.entries.values()),
         at_most=entropy or any(container.coded for container in job.containers.values()),
+        notes=job.notes,
     )
 
 
@@ -207,39 +215,10 @@ def check_memory(job: Job) -> None:
     limit, need = job.recipe.max_memory, _peak_ram(job)
     if limit is not None and need > limit:
         raise MemoryLimitError(
-            f"about {need} bytes of RAM needed, --max-memory allows {limit}",
+            f"about {need:,} bytes of RAM needed, --max-memory allows {limit:,}",
             where=job.checkpoint.folder.name,
-            fix="raise it, or use fewer or shorter samples, or --method rtn",
+            fix="raise it, or use fewer or shorter samples, or --method rtn" if job.needs_statistics else "raise it",
         )
-
-
-def _choose(
-    stages: Sequence[Stage], targets: Sequence[Target], where: str, everything: bool = False
-) -> dict[str, tuple[int, Target]]:
-    """Name on disk -> (stage, Target), each Target in one stage."""
-    chosen: dict[str, tuple[int, Target]] = {}
-    for index, stage in enumerate(stages):
-        for target in _selected(stage, targets, everything):
-            if target.tensor in chosen:
-                raise UsageError(
-                    f"{target.name} is targeted by stages {chosen[target.tensor][0]} and {index}",
-                    where=where,
-                    fix="give one of them an ignore",
-                )
-            if target.dtype not in READ:
-                names = ", ".join(str(d).removeprefix("torch.") for d in READ)
-                raise UnsupportedError(
-                    f"stored as {str(target.dtype).removeprefix('torch.')}; llmc compresses {names}",
-                    where=target.tensor,
-                    fix=f"add --ignore {target.name}",
-                )
-            chosen[target.tensor] = (index, target)
-    if not chosen and not any(stage.targets or stage.ignore for stage in stages):
-        fix = f"name others with --targets: {', '.join(t.name for t in targets[:3])}" if targets else ""
-        raise UnsupportedError("the blocks of the model hold no matrix that llmc compresses", where=where, fix=fix)
-    if not chosen:
-        raise UsageError("no matrix of the model is targeted", where=where, fix="widen --targets or drop --ignore")
-    return chosen
 
 
 def _finite(
@@ -253,49 +232,10 @@ def _finite(
     return {name: choice for name, choice in chosen.items() if name not in bad}, tuple(notes)
 
 
-def _selected(stage: Stage, targets: Sequence[Target], everything: bool) -> list[Target]:
-    for pattern in (*stage.targets, *stage.ignore):
-        if not any(matches(t, pattern) for t in targets):
-            names = [t.name for t in targets]
-            raise UsageError(
-                f"no matrix is named {pattern!r}", where=f"stage {stage.name}", fix=suggest(pattern, names[:8])
-            )
-    picked = (
-        [t for t in targets if any(matches(t, p) for p in stage.targets)]
-        if stage.targets
-        else _default(targets, everything)
-    )
-    return [t for t in picked if not any(matches(t, p) for p in stage.ignore)]
-
-
-def _default(targets: Sequence[Target], everything: bool) -> list[Target]:
-    """All matrices of the blocks; embeddings, heads and poolers only when asked for, or where a size is to be met."""
-    return list(targets) if everything else [t for t in targets if t.block is not None and t.kind != "embedding"]
-
-
-def matches(target: Target, pattern: str) -> bool:
-    """Whether a glob names the Target: in full, or from any dot on."""
-    names = {target.name, target.tensor, *target.tie, *(t.removesuffix(".weight") for t in target.tie)}
-    return any(fnmatch.fnmatchcase(n, p) for n in names for p in (pattern, f"*.{pattern}"))
-
-
 def _scale_dtypes(target: Target, containers: Any) -> tuple[str, ...]:
     """Scales are exact in every container's dtype, and in the model's: readers cast them to it."""
     own = str(target.dtype).removeprefix("torch.")
     return tuple(sorted({own} | {d for c in containers if (d := c.scale_dtype(target)) is not None}))
-
-
-def _check_groups(specs: dict[str, Spec]) -> None:
-    for spec in specs.values():
-        size, columns = spec.grid.group_size, spec.target.shape[1]
-        if size is not None and columns % size:
-            fits = [g for g in (128, 64, 32, 16) if all(s.target.shape[1] % g == 0 for s in specs.values())]
-            offers = " or ".join([*(f"--group-size {g}" for g in fits[:2]), "--group-size channel"])
-            raise UsageError(
-                f"group_size {size} does not divide the {columns} input columns",
-                where=spec.target.name,
-                fix=f"use {offers}",
-            )
 
 
 def model_facts(checkpoint: Checkpoint, specs: dict[str, Spec]) -> Facts:
@@ -309,6 +249,7 @@ def model_facts(checkpoint: Checkpoint, specs: dict[str, Spec]) -> Facts:
                 continue
             if not isinstance(module, torch.nn.Embedding):
                 raw |= {name.removesuffix(".weight"), group.name.removesuffix(".weight")}
+    raw |= {name.removesuffix(".weight") for name in checkpoint.skeleton.extra if _is_matrix(checkpoint, name)}
     raw |= checkpoint.skeleton.tied_heads
     fused: dict[str, list[str]] = defaultdict(list)
     for target in checkpoint.targets:
@@ -318,6 +259,10 @@ def model_facts(checkpoint: Checkpoint, specs: dict[str, Spec]) -> Facts:
     moe = any(s.target.kind == "expert" for s in specs.values())
     keep = tuple(sorted(getattr(checkpoint.model, "_keep_in_fp32_modules", None) or ()))
     return Facts(checkpoint.dtype, tuple(sorted(raw)), groups, moe, initializes_by_name(checkpoint.model), keep)
+
+
+def _is_matrix(checkpoint: Checkpoint, name: str) -> bool:
+    return name.endswith(".weight") and len(checkpoint.entries[name].shape) == 2
 
 
 def weight_files(checkpoint: Checkpoint, container: Container, specs: dict[str, Spec]) -> WeightFiles:

@@ -94,7 +94,7 @@ class EvalOptions:
     tasks: tuple[str, ...] = ()
     limit: int | None = option(None, "use the first items of each task", least=1)
     context: int = option(512, "tokens in one window", least=2)
-    stride: int = option(512, "tokens between the starts of windows", least=1)
+    stride: int | None = option(None, "tokens between the starts of windows; null: the context", least=1)
     max_tokens: int | None = option(None, "stop after this many tokens", least=2)
     prompt: str | None = None
     raw_text: bool = False
@@ -102,7 +102,7 @@ class EvalOptions:
     def __post_init__(self) -> None:
         if self.text is None and not self.tasks:
             raise UsageError("missing key 'text' or 'tasks'", fix="add one, or give --set eval.text=FILE")
-        if self.stride > self.context:
+        if self.stride is not None and self.stride > self.context:
             raise UsageError(f"stride must be at most the context {self.context}, not {self.stride}")
 
 
@@ -126,6 +126,7 @@ class Recipe:
         calibration: its `source` may be `tiny:calibration`: see `resolve_text`. Its seed is the recipe's unless given.
         max_memory: bytes.
         allow_nonfinite: keep tensors with NaN or Inf as they are.
+        strict: refuse a model with a matrix that a format or the group size does not fit, instead of keeping it.
         size: bytes that all weight files together may have; stages that share a budget get their rates from it.
         max_kl: nats per token, at the upper end of the interval, on calibration text that no statistic saw.
         entropy: store what the containers hold at the size of its entropy; `llmc export` gives their files back.
@@ -143,6 +144,7 @@ class Recipe:
     compute_dtype: str = option("float32", "type of the arithmetic", choices=DTYPES)
     max_memory: int | None = field(default=None, metadata={"parse": parse_bytes})
     allow_nonfinite: bool = False
+    strict: bool = False
     size: int | None = field(default=None, metadata={"parse": parse_bytes})
     max_kl: float | None = option(None, "most KL divergence, upper end of its interval", least=1e-6, most=10.0)
     entropy: bool = False

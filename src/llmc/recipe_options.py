@@ -40,6 +40,7 @@ def from_options(
     max_memory: int | str | None = None,
     revision: str | None = None,
     allow_nonfinite: bool | None = None,
+    strict: bool | None = None,
     bits_per_weight: float | None = None,
     size: int | str | None = None,
     max_kl: float | None = None,
@@ -67,7 +68,7 @@ def from_options(
     text |= {"raw_text": raw_text, "column": text_column, "split": split, "chat_template": chat_template}
     rest: dict[str, Any] = {"seed": seed, "formats": formats, "device": device, "compute_dtype": compute_dtype}
     rest |= {"max_memory": max_memory, "revision": revision, "allow_nonfinite": allow_nonfinite, "entropy": entropy}
-    rest |= {"size": size, "max_kl": max_kl}
+    rest |= {"size": size, "max_kl": max_kl, "strict": strict}
     try:
         stage = {"method": Node(name, "--method"), **_nodes({"targets": targets, "ignore": ignore})}
         stage |= _method_nodes(name, flags, options or {})

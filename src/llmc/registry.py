@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import difflib
+import re
+from collections.abc import Sequence
 from importlib import import_module
 from typing import Any
 
 from llmc.errors import UsageError
+
+MOST_OFFERED = 4
+OPPOSITE = re.compile(r"^-*(no-|un|in|dis|a(?=symm))|^-+")
+"""What turns a name into its opposite."""
 
 
 class Registry:
@@ -44,8 +50,26 @@ class Registry:
 
 
 def suggest(name: str, known: list[str]) -> str:
-    """A phrase that offers the nearest of the known names, or all of them."""
-    near = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
-    if near:
-        return f"did you mean {near[0]!r}?"
-    return "choose one of: " + ", ".join(known)
+    """A phrase that offers the known names which `name` may stand for, or all of them."""
+    near = nearest(name, known)
+    return "did you mean " + " or ".join(map(repr, near)) + "?" if near else "choose one of: " + ", ".join(known)
+
+
+def nearest(name: str, known: Sequence[str]) -> list[str]:
+    """Names that begin like it, or the one that is spelled most like it and means nothing else.
+
+    None where the opposite is among them: that is what the name is about, and not what is wanted.
+    """
+    begun = [each for each in known if name and each.startswith(name)]
+    if begun:
+        return begun[:MOST_OFFERED]
+    if any(name != each and OPPOSITE.sub("", name) == OPPOSITE.sub("", each) for each in known):
+        return []
+    alike = difflib.get_close_matches(name, known, n=3, cutoff=0.6)
+    return [each for each in alike if _same_numbers(name, each)][:1]
+
+
+def _same_numbers(one: str, other: str) -> bool:
+    """Whether no number in one name is another in the other: w4a16 is no way to spell w8a16."""
+    first, second = (re.findall(r"\d+", each) for each in (one, other))
+    return not first or not second or first == second

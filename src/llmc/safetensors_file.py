@@ -302,7 +302,9 @@ def _check_owner(name: str, shard: str, owner: str | None, files: dict[str, Safe
     if owner is None:
         message = "not listed in the index"
     elif name in files[owner].entries:
-        message = f"also in {short(owner)}"
+        message = f"also in {short(owner)}, where the index takes it from; readers differ in which copy counts"
+        fix = "write the shards again with one copy of it, for example by save_pretrained of transformers"
+        raise CheckpointError(f"tensor {short(name)}: {message}", where=str(files[shard].path), fix=fix)
     else:
         message = f"in {short(owner)} by the index"
     raise CheckpointError(f"tensor {short(name)}: {message}", where=str(files[shard].path), fix=_MISMATCH)

@@ -19,6 +19,15 @@ from torch import nn
 from llmc.errors import CheckpointError
 from llmc.safetensors_file import TensorEntry
 
+PLAIN = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
+QUANTIZED = re.compile(
+    r"(.+)\.(qweight|qzeros|scales|g_idx|weight_(packed|scale|scale_inv|scale_2|zero_point|shape)|SCB"
+    r"|(weight\.)?(absmax|quant_map|nested_absmax|quant_state\..*))"
+)
+"""Tensors that decode a matrix, in the formats there are."""
+LEFTOVER = re.compile(r"[._](q|k|v|kv|input|output|weight)_scale$")
+"""Scales of a cache or of activations that were quantized: of no use to a model whose config says nothing of them."""
+
 
 @dataclass
 class Group:
@@ -46,7 +55,7 @@ class Group:
 class Skeleton:
     """A transformers model on the meta device and the map between its parameters and the tensors on disk.
 
-    `computed` holds the names on disk that are no weights: see `_computed`.
+    `computed` and `leftover` hold the names on disk that are no weights: see `_computed` and `LEFTOVER`.
 
     Args:
         config: a transformers config.
@@ -65,6 +74,7 @@ class Skeleton:
         self.group_of = {key: group for group in self.groups for key in group.keys}
         self.ties = self._ties()
         self.computed = self._computed()
+        self.leftover = [n for n in self.unused if LEFTOVER.search(n) and n not in self.computed]
         self._check()
         self.blocks = find_blocks(self.model)
         if not self.blocks:
@@ -110,6 +120,8 @@ class Skeleton:
         unused = []
         for name in sorted(self.entries, key=dot_natural_key):
             key, pattern = rename_source_key(name, renamings, converters, self.model.base_model_prefix, state)
+            if key not in state and pattern is None and name in state:  # as transformers does: its own name is known
+                key = name
             if pattern is None and key not in state:
                 unused.append(name)
                 continue
@@ -152,12 +164,10 @@ class Skeleton:
         return [name for name in self.unused if _tail(name) in buffers]
 
     def _check(self) -> None:
-        ignored = getattr(self.model, "_keys_to_ignore_on_load_unexpected", None) or []
-        placed = set(self.computed)
-        extra = [n for n in self.unused if n not in placed and not any(re.search(p, n) for p in ignored)]
-        if extra:
+        wrong = self._wrong_extra()
+        if wrong:
             raise CheckpointError(
-                f"tensor {extra[0]} has no place in {type(self.model).__name__} ({len(extra)} such)",
+                f"tensor {wrong[0]} has no place in {type(self.model).__name__} ({len(wrong)} such)",
                 where=self.where,
                 fix="check that config.json belongs to these weights",
             )
@@ -173,6 +183,41 @@ class Skeleton:
                     where=self.where,
                     fix="download the model again",
                 )
+
+    @cached_property
+    def extra(self) -> list[str]:
+        """Names on disk that the model has no place for and that are kept: a draft's layer, scales of a cache, ..."""
+        out = {*self.computed, *self.leftover}
+        return [name for name in self.unused if name not in out]
+
+    def _wrong_extra(self) -> list[str]:
+        """Those of them that show that the config is not of these weights, or the weights are quantized."""
+        ignored = getattr(self.model, "_keys_to_ignore_on_load_unexpected", None) or []
+        extra = [n for n in (*self.extra, *self.leftover) if not any(re.search(p, n) for p in ignored)]
+        weights = sum(self.entries[name].numel for name in extra)
+        if 2 * weights > sum(entry.numel for entry in self.entries.values()):
+            return extra
+        deep = len(find_blocks(self.model)) + self._drafts()
+        return [name for name in extra if self._beyond(name, deep) or self._decodes(name)]
+
+    def _drafts(self) -> int:
+        """Layers behind the last that config.json mentions: they draft tokens, and transformers leaves them out."""
+        keys = ("num_nextn_predict_layers", "mtp_num_hidden_layers", "num_mtp_layers")
+        found = (getattr(self.model.config.get_text_config(), key, 0) for key in keys)
+        return max((n for n in found if isinstance(n, int)), default=0)
+
+    def _beyond(self, name: str, deep: int) -> bool:
+        """Whether a tensor is of a layer behind the last one that the config has."""
+        match = re.search(r"\b(?:layers|h|blocks?)\.(\d+)\.", name)
+        return match is not None and not re.search(r"\b(mtp|nextn|eagle|draft)", name) and int(match[1]) >= deep
+
+    def _decodes(self, name: str) -> bool:
+        """Whether a tensor is needed to decode a matrix, which is stored as integers or in 8 bits, or not at all."""
+        match = QUANTIZED.fullmatch(name)
+        if match is None:
+            return False
+        weight = self.entries.get(f"{match[1]}.weight")
+        return weight is None or weight.dtype not in PLAIN
 
     def _check_shapes(self, group: Group, state: dict[str, torch.Tensor]) -> None:
         metas = {n: torch.empty(self.entries[n].shape, device="meta") for n, _ in group.sources}

@@ -11,8 +11,20 @@ from types import FrameType
 
 from typer import TyperException
 
-from llmc.errors import InterruptedRun, LlmcError, MemoryLimitError, StorageError, UsageError
+from llmc.distribution import install
+from llmc.errors import (
+    InterruptedRun,
+    LlmcError,
+    MemoryLimitError,
+    StorageError,
+    UnsupportedError,
+    UsageError,
+    first_line,
+)
+from llmc.registry import nearest
 
+EXTRAS = {"readers": ("bitsandbytes", "kernels"), "report": ("matplotlib",)}
+"""Extra of the distribution -> packages that it brings."""
 AGAIN = "run the same command again to continue, or add --fresh to discard what is there"
 
 
@@ -34,6 +46,8 @@ def understood(error: BaseException) -> LlmcError:
         return MemoryLimitError("not enough memory", fix="see what `llmc plan` predicts, or free some")
     if isinstance(error, OSError):
         return storage_error(error)
+    if isinstance(error, ImportError) and not (error.name or "").startswith("llmc"):
+        return missing_package(error)
     if isinstance(error, RuntimeError) and str(error).startswith("Symlink loop"):  # what pathlib makes of ELOOP
         return UsageError("a link that leads to itself", where=str(error).rpartition(" from ")[2].strip("'"))
     return InternalError(
@@ -50,11 +64,23 @@ def usage_error(error: TyperException) -> UsageError:
     """What the command line parser refused, with the nearest valid names where it knows them."""
     context = getattr(error, "ctx", None)
     where = context.command_path if context is not None else "llmc"
-    near = getattr(error, "possibilities", None)
+    named = getattr(error, "option_name", "")
+    bare = {each.lstrip("-"): each for each in getattr(error, "possibilities", None) or ()}
+    near = [bare[each] for each in nearest(str(named).lstrip("-"), list(bare))] if named else list(bare.values())
     message = error.message if near else error.format_message()
     message, _, guess = message.partition(" Did you mean ")
     guess = " or ".join(near) + "?" if near else guess
     return UsageError(message.rstrip("."), where=where, fix=f"did you mean {guess}" if guess else f"see {where} --help")
+
+
+def missing_package(error: ImportError) -> UnsupportedError:
+    """A package that is not there, or not as it should be, and what brings it."""
+    package = (error.name or "").partition(".")[0]
+    extra = next((extra for extra, packages in EXTRAS.items() if package in packages), "")
+    fix = install(extra=extra) if extra or not package else f"pip install {package}"
+    if isinstance(error, ModuleNotFoundError) and package:
+        return UnsupportedError(f"it needs {package}, which is not installed", fix=fix)
+    return UnsupportedError(first_line(error), fix=f"install what it asks for, as in: {fix}")
 
 
 def storage_error(error: OSError) -> StorageError:

@@ -107,6 +107,9 @@ class Job:
     allow_nonfinite: Annotated[
         bool, Option("--allow-nonfinite", help="Keep tensors with NaN or Inf as they are instead of refusing them.")
     ] = False
+    strict: Annotated[
+        bool, Option("--strict", help="Refuse a model with a matrix that does not fit, instead of keeping it as it is.")
+    ] = False
     entropy: Annotated[
         bool,
         Option("--entropy", help="Store codes at the size of their entropy; `llmc export` gives the format's files."),

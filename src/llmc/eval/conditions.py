@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from llmc.devices import require_device
 from llmc.errors import CalibrationError, InputError, UsageError
 from llmc.eval.loading import position_limit, quiet
 from llmc.eval.report import Source
@@ -74,7 +75,7 @@ def read_conditions(
     tasks: Sequence[str | Path] = (),
     limit: int | None = None,
     context: int = 512,
-    stride: int = 512,
+    stride: int | None = None,
     max_tokens: int | None = None,
     prompt: str | None = None,
     pairs: str | Path | None = None,
@@ -91,7 +92,7 @@ def read_conditions(
         UsageError: nothing to measure on, or an option out of its range.
         CalibrationError: a file that cannot be read or used.
     """
-    _check_options(context, stride, max_tokens)
+    stride = _stride(context, stride, max_tokens)
     check_limit(limit)
     if text is None and not tasks and pairs is None and not lm_eval:
         raise UsageError("nothing to measure on", where="--text", fix="give --text FILE, --task FILE or both")
@@ -100,12 +101,11 @@ def read_conditions(
             raise UsageError("it needs a text", where=f"--{option}", fix="give --text FILE")
     ends = LineEnds(raw_text)
     words, source = (None, None) if text is None else _text(text, ends)
-    loaded = tuple(load_tasks(tasks, limit, ends))
     return Conditions(
         path=str(text),
         text=words,
         source=source,
-        tasks=loaded,
+        tasks=tuple(load_tasks(tasks, limit, ends)),
         context=context,
         stride=stride,
         max_tokens=max_tokens,
@@ -196,20 +196,13 @@ def check_device(device: str, dtype: str) -> torch.dtype:
     """The dtype of the computation. Raises UsageError for one, or a device, that is not there."""
     if dtype not in DTYPES:
         raise UsageError(f"unknown dtype {dtype!r}", where="--dtype", fix="choose one of: " + ", ".join(DTYPES))
-    if device.split(":")[0] not in ("cpu", "cuda"):
-        raise UsageError(f"unknown device {device!r}", where="--device", fix="choose cpu or cuda")
-    if device != "cpu" and device not in _gpus():
-        raise UsageError(f"device {device!r} is not available here", where="--device", fix="use cpu")
+    require_device(device)
     return DTYPES[dtype]
 
 
-def _gpus() -> list[str]:
-    """What the GPUs here may be called."""
-    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    return [*(["cuda"] if count else []), *(f"cuda:{i}" for i in range(count))]
-
-
-def _check_options(context: int, stride: int, max_tokens: int | None) -> None:
+def _stride(context: int, stride: int | None, max_tokens: int | None) -> int:
+    """Tokens between the starts of windows: the context unless given. Raises UsageError for what leaves no token."""
+    stride = context if stride is None else stride
     if context < 2:
         raise UsageError(f"context {context} leaves no token to score", where="--context", fix="use 2 or more")
     if not 1 <= stride <= context:
@@ -220,6 +213,7 @@ def _check_options(context: int, stride: int, max_tokens: int | None) -> None:
         )
     if max_tokens is not None and max_tokens < 2:
         raise UsageError(f"max_tokens {max_tokens} leaves no token to score", where="--max-tokens", fix="use 2 or more")
+    return stride
 
 
 def _text(text: str | Path, ends: LineEnds) -> tuple[str, Source]:

@@ -35,7 +35,7 @@ def evaluate(
     tasks: Sequence[str | Path] = (),
     limit: int | None = None,
     context: int = 512,
-    stride: int = 512,
+    stride: int | None = None,
     max_tokens: int | None = None,
     prompt: str | None = None,
     pairs: str | Path | None = None,
@@ -60,7 +60,7 @@ def evaluate(
         against: the original, on the same tokens and items.
         tasks: JSONL files, or `tiny:recall` and its like; see `llmc.eval.tasks`.
         limit: use only the first items of each task, pairs, and lines of an encoder's text.
-        context, stride: window length and distance in tokens (see `llmc.eval.metrics`).
+        context, stride: window length and distance in tokens (see `llmc.eval.metrics`); None: one after another.
         max_tokens: use only the first tokens of the text.
         prompt: also continue this greedily.
         pairs: for an encoder-decoder, JSONL of `source` and `target`; for an encoder of `sentence1`, `sentence2` and
