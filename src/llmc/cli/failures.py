@@ -65,9 +65,10 @@ def usage_error(error: TyperException) -> UsageError:
     context = getattr(error, "ctx", None)
     where = context.command_path if context is not None else "llmc"
     named = getattr(error, "option_name", "")
-    bare = {each.lstrip("-"): each for each in getattr(error, "possibilities", None) or ()}
+    possible = getattr(error, "possibilities", None) or ()
+    bare = {each.lstrip("-"): each for each in possible}
     near = [bare[each] for each in nearest(str(named).lstrip("-"), list(bare))] if named else list(bare.values())
-    message = error.message if near else error.format_message()
+    message = error.message if possible else error.format_message()
     message, _, guess = message.partition(" Did you mean ")
     guess = " or ".join(near) + "?" if near else guess
     return UsageError(message.rstrip("."), where=where, fix=f"did you mean {guess}" if guess else f"see {where} --help")
