@@ -17,8 +17,8 @@ from test_lossless import digests
 
 import llmc
 from llmc.errors import CheckpointError
-from llmc.hub import push
 from llmc.travel import ARCHIVE, JUNK, distinct, inside, note, refuse_secrets, survey
+from llmc.uploading import push
 
 SECRET = b"this must never leave"
 TOKENS = {
