@@ -37,19 +37,17 @@ class Library:
         self.calls: list[tuple[str, tuple[Any, ...], dict[str, Any]]] = []
         self.result: Any = Result()
         for name in (
-            *(
-                "quantize",
-                "plan",
-                "run",
-                "inspect",
-                "verify",
-                "export",
-                "push",
-                "card",
-                "evaluate",
-                "lossless",
-                "decompress",
-            ),
+            "quantize",
+            "plan",
+            "run",
+            "inspect",
+            "verify",
+            "export",
+            "push",
+            "card",
+            "evaluate",
+            "lossless",
+            "decompress",
             "compare",
         ):
             monkeypatch.setitem(vars(llmc), name, self.function(name))
@@ -73,7 +71,7 @@ EVERY_OPTION = (
     "--method gptq --bits 3 --group-size 64 -O damping=0.05 -O mse=true --asymmetric --act-order --targets *.q_proj "
     "--targets *.k_proj --ignore lm_head --calibration text.txt --num-samples 8 --sequence-length 64 --seed 0 "
     "--format gptq --format dense --device cpu --compute-dtype float64 --max-memory 8GiB --revision main "
-    "--allow-nonfinite --entropy"
+    "--allow-nonfinite --entropy --strict --raw-text --chat-template --text-column talk --split dev"
 )
 EVERY_ARGUMENT = {
     "method": "gptq",
@@ -95,6 +93,11 @@ EVERY_ARGUMENT = {
     "revision": "main",
     "allow_nonfinite": True,
     "entropy": True,
+    "strict": True,
+    "raw_text": True,
+    "chat_template": True,
+    "text_column": "talk",
+    "split": "dev",
 }
 EVERY_SWITCH = ["--push", "u/r", "--dry-run", "--allow-unresolved", "--fresh", "--force"]
 RUN_DEFAULTS = {
@@ -106,11 +109,14 @@ RUN_DEFAULTS = {
     "force": False,
 }
 
+CHECK = {"check": None}
+"""Where that is cheap."""
+
 CALLS: list[tuple[list[str], tuple[Any, ...], dict[str, Any]]] = [
-    (["quantize", "M", "-o", "O"], ("M", "O"), {}),
-    (["quantize", "M", "-o", "O", *EVERY_OPTION.split()], ("M", "O"), EVERY_ARGUMENT),
-    (["quantize", "--fresh", "--force", "--out", "O", "M"], ("M", "O"), {"fresh": True, "force": True}),
-    (["quantize", "M", "-o", "O", "--group-size", "channel"], ("M", "O"), {"group_size": "channel"}),
+    (["quantize", "M", "-o", "O"], ("M", "O"), CHECK),
+    (["quantize", "M", "-o", "O", "--check", *EVERY_OPTION.split()], ("M", "O"), {**EVERY_ARGUMENT, "check": True}),
+    (["quantize", "--fresh", "--force", "--out", "O", "M"], ("M", "O"), {"fresh": True, "force": True, **CHECK}),
+    (["quantize", "M", "-o", "O", "--group-size", "channel"], ("M", "O"), {"group_size": "channel", **CHECK}),
     (
         ["plan", "M", *EVERY_OPTION.split(), "--force", "--fresh"],
         ("M",),

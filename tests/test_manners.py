@@ -30,7 +30,7 @@ LAYERS = tuple(
         "lossless_writing "
         "lossless_verification decompressing inspection against against_files "
         "verification exporting",
-        "pipeline execution budgets finishing entropy controls comparing reporting",
+        "pipeline checking timing execution budgets finishing entropy controls comparing reporting",
         "cli __main__",
     )
 )

@@ -77,6 +77,11 @@ class Checkpoint:
             count[entry.dtype] += entry.numel
         return max(count, key=lambda d: count[d])
 
+    @cached_property
+    def file_bytes(self) -> int:
+        """Bytes of the weight files, headers included."""
+        return sum(file.stat().st_size for file in {entry.file for entry in self.entries.values()})
+
     @property
     def config_dtype(self) -> torch.dtype:
         """The dtype that config.json names; that of most weights when it names none."""

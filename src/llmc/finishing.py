@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -93,17 +94,20 @@ def manifest_body(
 
 
 def folder_summary(job: Job, container: Container, folder: Folder, written: Written) -> dict[str, Any]:
-    """Sizes of one container's folder and the mean signal-to-noise ratio of its Targets."""
+    """Sizes of one container's folder, and the mean errors of its Targets: of weights, and of outputs where known."""
     files, checkpoint = folder.files, job.checkpoint
     elements = sum(checkpoint.entries[n].numel for n in checkpoint.stored)
     payload = sum(slot.stop - slot.start for slot in files.slots.values())
+    noted = (row["notes"].get("relative_error") for row in written.report)
+    errors = [error for error in noted if error is not None and math.isfinite(error)]
     ratios = [r for row in written.report if (r := row["snr_db"][container.name]) is not None]
     return {
         "weight_bytes": files.total,
-        "original_bytes": sum(e.nbytes for e in checkpoint.entries.values()),
+        "original_bytes": checkpoint.file_bytes,
         "bits_per_weight": round(stored_bits(job, container, folder), 6),
         "model_bits_per_weight": round(8 * payload / elements, 6),
         "mean_snr_db": round(sum(ratios) / len(ratios), 4) if ratios else None,
+        "mean_output_error": sum(errors) / len(errors) if errors else None,
     }
 
 

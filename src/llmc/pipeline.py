@@ -11,6 +11,8 @@ from typing import Any
 
 from llmc.artifact import Artifact
 from llmc.budgets import forget_survey, with_rates, within_kl
+from llmc.checking import Check, is_cheap
+from llmc.checking import check as measure_loss
 from llmc.checkpoint import Checkpoint
 from llmc.entropy import CODED, code_folders
 from llmc.errors import GateError, UnsupportedError, UsageError
@@ -22,7 +24,7 @@ from llmc.hub import resolve_model as fetch_model
 from llmc.planning import Job, PlanResult, describe, prepare
 from llmc.recipe import Recipe, load_recipe, resolve_model, resolve_text, to_yaml
 from llmc.recipe_options import from_options
-from llmc.structure import Progress, Table
+from llmc.structure import Progress, Table, size
 from llmc.uploading import PushResult
 from llmc.uploading import push as push_to_hub
 from llmc.verification import require_verified
@@ -37,6 +39,7 @@ class RunResult:
         folders: container -> sizes and mean error of its folder.
         evaluation: container -> the eval report, when the recipe asks for one.
         gates: outcome of the recipe's gates.
+        check: what the model lost on text beyond its calibration set, where that was asked for.
     """
 
     out: Path
@@ -45,6 +48,7 @@ class RunResult:
     evaluation: dict[str, Any] = field(default_factory=dict)
     gates: tuple[GateResult, ...] = ()
     pushed: str | None = None
+    check: Check | None = None
 
     @property
     def failure(self) -> GateError | None:
@@ -59,17 +63,22 @@ class RunResult:
             document["gates"] = [gate.to_json() for gate in self.gates]
         if self.pushed:
             document["pushed"] = self.pushed
+        if self.check:
+            document["check"] = self.check.to_json()
         return document
 
     def tables(self) -> list[Table]:
-        columns = ("format", "weight bytes", "of original", "bits_per_weight", "whole model", "mean SNR dB")
+        columns = ("format", "weight files", "of original", "bits per weight", "whole model", "output error")
         rows = []
         for name, s in self.folders.items():
             share = s["weight_bytes"] / max(s["original_bytes"], 1)
             bits = (f"{s['bits_per_weight']:.3f}", f"{s['model_bits_per_weight']:.3f}")
-            snr = "exact" if s["mean_snr_db"] is None else f"{s['mean_snr_db']:.2f}"
-            rows.append((name, f"{s['weight_bytes']:,}", f"{share:.1%}", *bits, snr))
+            error = s.get("mean_output_error")
+            shown = "not measured" if error is None else f"{error:.3%}"
+            rows.append((name, size(s["weight_bytes"]), f"{share:.1%}", *bits, shown))
         out = [Table(f"Written to {self.out}", columns, tuple(rows))]
+        if self.check is not None:
+            out.append(self.check.table())
         out += [table for report in self.evaluation.values() for table in report.tables()]
         if self.gates:
             out.append(gates_table(self.gates))
@@ -101,12 +110,15 @@ def plan(
     token: str | None = None,
     **options: Any,
 ) -> PlanResult:
-    """What `quantize` with the same options, or `run` of a recipe, will cost. Computes nothing, writes nothing.
+    """What `quantize` with the same options, or `run` of a recipe, will cost. Writes nothing.
 
     Raises InputError for everything that the run itself would refuse before its work.
     """
+    from llmc.timing import seconds
+
     resolved = _recipe(model, recipe, overrides, options)
-    return describe(prepare(resolved, _open(resolved, token)))
+    job = prepare(resolved, _open(resolved, token))
+    return replace(describe(job), seconds=seconds(job))
 
 
 def quantize(
@@ -115,6 +127,7 @@ def quantize(
     *,
     fresh: bool = False,
     force: bool = False,
+    check: bool | None = False,
     token: str | None = None,
     progress: Progress | None = None,
     **options: Any,
@@ -126,6 +139,7 @@ def quantize(
         out: the folder to write; with several formats, one folder each inside it.
         fresh: discard an unfinished run instead of going on with it.
         force: replace an existing `out`.
+        check: also measure the KL divergence on text beyond the calibration set; None: where that is cheap.
         options: as `llmc quantize` has them; see `llmc.recipe_options.from_options`.
 
     Raises:
@@ -133,7 +147,11 @@ def quantize(
     """
     recipe = from_options(model, **options)
     job = prepare(recipe, _open(recipe, token))
-    return carry_out(job, Path(out), fresh=fresh, force=force, progress=progress, token=token)
+    result = carry_out(job, Path(out), fresh=fresh, force=force, progress=progress, token=token)
+    if not (is_cheap(job) if check is None else check):
+        return result
+    folder = result.out / job.folder_of(next(iter(job.containers)))
+    return replace(result, check=measure_loss(job, folder, progress))
 
 
 def run(

@@ -19,13 +19,14 @@ from llmc.formats import CONTAINERS
 from llmc.formats.container import Container, Facts, Spec
 from llmc.layout import Shapes, WeightFiles, arrange, coded_files, nbytes
 from llmc.lossless_writing import at_most
+from llmc.model_card import method_line
 from llmc.ram import needs_statistics, peak_ram
-from llmc.recipe import Recipe
-from llmc.recipe_paths import CARRIED_TEXT, EMBEDDED_MODEL
+from llmc.recipe import Recipe, to_dict
+from llmc.recipe_paths import CARRIED_TEXT, EMBEDDED_MODEL, public
 from llmc.selection import check_formats, choose, fitting, is_named, left_alone
 from llmc.sidecar import side_notes, sidecar_bytes
 from llmc.skeleton import initializes_by_name
-from llmc.structure import Compressor, Table, Target
+from llmc.structure import Compressor, Table, Target, in_words, size
 
 CODED_SHARE = 0.67  # of bfloat16 weights, coded without loss
 CARRIED_NOTE = (
@@ -79,6 +80,8 @@ class PlanResult:
         peak_ram_bytes: upper estimate of the resident size.
         runtimes: container -> runtime -> `yes ...` or `no: why`.
         notes: what the user should know about it.
+        method: what will be done to the matrices, in words.
+        seconds: between how many the run is likely to take on this machine; None where it was not asked for.
     """
 
     files: dict[str, int]
@@ -91,6 +94,8 @@ class PlanResult:
     original_bytes: int
     at_most: bool = False
     notes: tuple[str, ...] = ()
+    method: str = ""
+    seconds: tuple[float, float] | None = None
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -104,21 +109,26 @@ class PlanResult:
             "targets": self.targets,
             "original_bytes": self.original_bytes,
             "notes": list(self.notes),
+            "method": self.method,
+            "seconds": self.seconds and list(self.seconds),
         }
 
     def tables(self) -> list[Table]:
-        sizes = [(name, f"{size:,}") for name, size in self.files.items()]
-        sizes += [
-            (f"all weight files{', at most' if self.at_most else ''}", f"{self.weight_bytes:,}"),
-            ("of the original", f"{self.weight_bytes / max(self.original_bytes, 1):.1%}"),
-            ("other files, about", f"{self.other_bytes:,}"),
-            ("peak RAM, at most about", f"{self.peak_ram_bytes:,}"),
-            ("bits_per_weight of the targets", f"{self.bits_per_weight:.3f}"),
+        most = ", at most" if self.at_most else ""
+        rows = [("method", self.method), *((name, size(count)) for name, count in self.files.items())]
+        rows += [
+            (f"all weight files{most}", size(self.weight_bytes)),
+            ("of the original files", f"{self.weight_bytes / max(self.original_bytes, 1):.1%}"),
+            ("other files, about", size(self.other_bytes)),
+            ("peak RAM, at most about", size(self.peak_ram_bytes)),
+            ("bits per weight of the targets", f"{self.bits_per_weight:.3f}"),
         ]
+        if self.seconds is not None:
+            rows.append(("time on this machine, about", in_words(self.seconds)))
         loads = [(c, r, says) for c, table in self.runtimes.items() for r, says in table.items()]
         notes = [Table("Notes", ("note",), tuple((note,) for note in self.notes))] if self.notes else []
         return [
-            Table("Plan", ("what", "bytes"), tuple(sizes)),
+            Table("Plan", ("what", ""), tuple(rows)),
             Table("Who can load it", ("format", "runtime", "loads"), tuple(loads)),
             *notes,
         ]
@@ -144,6 +154,7 @@ def prepare(recipe: Recipe, checkpoint: Checkpoint) -> Job:
     if odd:
         facts = model_facts(checkpoint, specs)
     check_formats(specs, containers.values(), facts)
+    notes += _own_format_note(recipe)
     notes += (*left_alone(recipe.stages, checkpoint.targets, recipe.size is not None), *odd)
     files = {
         name if len(containers) > 1 else "": weight_files(checkpoint, container, specs)
@@ -151,6 +162,16 @@ def prepare(recipe: Recipe, checkpoint: Checkpoint) -> Job:
     }
     stage_of = {tensor: chosen[tensor][0] for tensor in specs}
     return Job(recipe, checkpoint, containers, facts, stage_of, specs, files, notes)
+
+
+def _own_format_note(recipe: Recipe) -> tuple[str, ...]:
+    """That only llmc and transformers read the format which follows a budget, and what gives one of a runtime."""
+    if recipe.formats != ("llmc",):
+        return ()
+    return (
+        "format llmc is read by llmc and by transformers after `import llmc.hf`; vLLM, SGLang and others take "
+        "--bits 4 --format compressed-tensors, or what llmc export --format dense makes of it",
+    )
 
 
 def _text_note(recipe: Recipe) -> tuple[str, ...]:
@@ -179,10 +200,22 @@ def describe(job: Job) -> PlanResult:
         bits_per_weight=bits,
         runtimes={name: _after_export(name, says) for name, says in runtimes.items()} if entropy else runtimes,
         targets=len(specs),
-        original_bytes=sum(e.nbytes for e in job.checkpoint.entries.values()),
+        original_bytes=job.checkpoint.file_bytes,
         at_most=entropy or any(container.coded for container in job.containers.values()),
         notes=job.notes,
+        method=method_of(job.recipe, bits),
     )
+
+
+def method_of(recipe: Recipe, bits: float) -> str:
+    """What a recipe does to matrices: method, width, groups, format, calibration."""
+    line = method_line(to_dict(recipe), {"bits_per_weight": bits})
+    parts = [line, *(f"format {name}" for name in recipe.formats)]
+    options = recipe.calibration
+    if options is not None and needs_statistics(recipe):
+        names = ", ".join(public(name) for name in names_of(options))
+        parts.append(f"calibrated on {names}, {options.num_samples} x {options.sequence_length} tokens")
+    return "; ".join(parts)
 
 
 def _after_export(container: str, runtimes: dict[str, str]) -> dict[str, str]:

@@ -131,3 +131,28 @@ class Compressor(Protocol):
     def __call__(self, weight: torch.Tensor, stats: dict[str, Any], context: Context) -> Encoded:
         """Compress `weight: [out_features, in_features]`."""
         ...
+
+
+def size(count: float) -> str:
+    """Bytes as people read them, in powers of 1000, and exactly: `5.37 MB (5,370,744)`."""
+    value, unit = float(count), "bytes"
+    for larger in ("kB", "MB", "GB", "TB"):
+        if value < 999.5:
+            break
+        value, unit = value / 1000, larger
+    if unit == "bytes":
+        return f"{count:,.0f} bytes"
+    shown = f"{value:.3g}" if value < 999.5 else f"{value:,.0f}"
+    return f"{shown} {unit} ({count:,.0f})"
+
+
+def in_words(span: tuple[float, float]) -> str:
+    """Seconds from one number to another: `20 s to 1.5 min`."""
+    return " to ".join(map(_shown, span))
+
+
+def _shown(value: float) -> str:
+    for unit, length in (("h", 3600.0), ("min", 60.0)):
+        if value >= 1.5 * length:
+            return f"{value / length:.2g} {unit}"
+    return f"{value:.2g} s" if value < 10 else f"{value:.0f} s"

@@ -98,7 +98,7 @@ class CalibrationSet:
 
 
 def load_calibration(
-    options: CalibrationOptions, tokenizer: PreTrainedTokenizerBase | None, vocab_size: int
+    options: CalibrationOptions, tokenizer: PreTrainedTokenizerBase | None, vocab_size: int, *, beyond: int = 0
 ) -> CalibrationSet:
     """Read one source, tokenize, cut and draw.
 
@@ -106,6 +106,7 @@ def load_calibration(
         options: the source and sizes.
         tokenizer: the model's tokenizer; None when the model folder has none.
         vocab_size: rows of the model's embedding; every token id must be below it.
+        beyond: if not 0, at most so many sequences that the draw would have taken next, instead of those it takes.
 
     Raises:
         CalibrationError: the source holds nothing usable; the message says what is wrong and where.
@@ -122,7 +123,9 @@ def load_calibration(
     candidates = torch.tensor(tokens[: available * options.sequence_length], dtype=torch.int64)
     candidates = candidates.view(available, options.sequence_length)  # [available, sequence_length]
     generator = torch.Generator().manual_seed(options.seed)
-    drawn = torch.randperm(available, generator=generator)[: options.num_samples].sort().values
+    order = torch.randperm(available, generator=generator)
+    first = options.num_samples if beyond else 0
+    drawn = order[first : first + (beyond or options.num_samples)].sort().values
     token_ids = candidates[drawn]  # [samples, sequence_length]
     bos = _leading_bos(tokenizer)
     if bos is not None:

@@ -31,22 +31,30 @@ def names_of(options: CalibrationOptions) -> tuple[str, ...]:
 
 
 def load_mixture(
-    options: CalibrationOptions, tokenizer: PreTrainedTokenizerBase | None, vocab_size: int
+    options: CalibrationOptions, tokenizer: PreTrainedTokenizerBase | None, vocab_size: int, *, beyond: int = 0
 ) -> CalibrationSet:
     """`load_calibration` of one source or of several.
+
+    Args:
+        beyond: if not 0, about so many sequences that the draws would have taken next.
 
     Raises UsageError for weights that leave a source without a sequence, and what `load_calibration` raises.
     """
     parts = [weighted(name) for name in names_of(options)]
     if len(parts) == 1:
-        return load_calibration(replace(options, source=parts[0][0]), tokenizer, vocab_size)
+        return load_calibration(replace(options, source=parts[0][0]), tokenizer, vocab_size, beyond=beyond)
     counts = shares([weight for _, weight in parts], options.num_samples)
     if len(parts) > MOST_SOURCES or 0 in counts:
         least = next((name for (name, _), count in zip(parts, counts, strict=True) if not count), parts[-1][0])
         fix = "use more --num-samples, or a larger weight"
         raise UsageError("its weight leaves it no sequence", where=f"--calibration {least}", fix=fix)
     loaded = [
-        load_calibration(_for_one(options, name, count), tokenizer, vocab_size)
+        load_calibration(
+            _for_one(options, name, count),
+            tokenizer,
+            vocab_size,
+            beyond=math.ceil(beyond * count / options.num_samples),
+        )
         for (name, _), count in zip(parts, counts, strict=True)
     ]
     token_ids = torch.cat([each.token_ids for each in loaded])  # [samples, sequence_length]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
+
+from typer import Option
 
 from llmc.cli.failures import resumable
 from llmc.cli.options import Job, Model, Out
@@ -14,7 +16,17 @@ DATA_FREE = (
 )
 
 
-def quantize(output: Output, model: Model, out: Out, **job: Any) -> None:
+Check = Annotated[
+    bool | None,
+    Option(
+        "--check/--no-check",
+        help="Measure the KL divergence on calibration text that was not used, which takes two passes of both models "
+        "over 16 sequences; by default for models up to 200 MB that have such text.",
+    ),
+]
+
+
+def quantize(output: Output, model: Model, out: Out, check: Check = None, **job: Any) -> None:
     """Write a smaller copy of a model.
 
     \b
@@ -28,4 +40,4 @@ def quantize(output: Output, model: Model, out: Out, **job: Any) -> None:
     if "method" not in arguments and "calibration" not in arguments:
         output.note(DATA_FREE)
     with resumable():
-        output.result(llmc.quantize(model, out, **arguments, progress=output.progress))
+        output.result(llmc.quantize(model, out, **arguments, check=check, progress=output.progress))
