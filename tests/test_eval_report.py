@@ -239,7 +239,7 @@ def refusal(*args: Any, code: int = 2, **options: Any) -> str:
         ),
         ({"max_tokens": 1}, "--max-tokens: max_tokens 1 leaves no token to score; use 2 or more"),
         ({"dtype": "int8"}, "--dtype: unknown dtype 'int8'; choose one of: float32, bfloat16, float16"),
-        ({"device": "abacus"}, "--device: unknown device 'abacus'; choose cpu or cuda"),
+        ({"device": "abacus"}, "--device: unknown device 'abacus'; use cpu, cuda or cuda:1"),
         ({"prompt": ""}, "--prompt: the prompt is empty"),
         (
             {"prompt": "a" * 65},

@@ -148,10 +148,11 @@ def size(count: float) -> str:
 
 def in_words(span: tuple[float, float]) -> str:
     """Seconds from one number to another: `20 s to 1.5 min`."""
-    return " to ".join(map(_shown, span))
+    return " to ".join(map(shown_time, span))
 
 
-def _shown(value: float) -> str:
+def shown_time(value: float) -> str:
+    """Seconds as people say them."""
     for unit, length in (("h", 3600.0), ("min", 60.0)):
         if value >= 1.5 * length:
             return f"{value / length:.2g} {unit}"

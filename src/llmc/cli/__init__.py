@@ -1,7 +1,7 @@
 """The command line: this file only wires the verbs, one file each, to `llmc`.
 
 A verb is a function `verb(output, ...)`. Its annotated parameters are its arguments and options; one that takes
-`**job` gets the options of `Job`, and all get `--json`.
+`**job` gets the options of `Job`, and all get those of `Telling`.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from llmc.cli import (
 )
 from llmc.cli.failures import InternalError, exit_code, stoppable, understood
 from llmc.cli.measuring import Measuring
-from llmc.cli.options import Job, Json
+from llmc.cli.options import Job, Telling
 from llmc.cli.output import Output
 
 VERBS: dict[str, Callable[..., None]] = {
@@ -81,7 +81,7 @@ def execute(arguments: Sequence[str]) -> int:
         output.error(error, cause if isinstance(error, InternalError) else None)
         return exit_code(error)
     finally:
-        output.close()
+        output.end()
     return 0
 
 
@@ -121,15 +121,16 @@ def group(
 
 
 def bound(verb: Callable[..., None], output: Output) -> Callable[..., None]:
-    """`verb` without its `output`, with `--json`, and with the shared options where it takes some: see `SHARED`."""
+    """`verb` without its `output`, with the options of `Telling`, and with shared ones where it takes some."""
     own = list(introspection.signature(verb, eval_str=True).parameters.values())[1:]
     parameters = [each for each in own if each.kind is not Parameter.VAR_KEYWORD]
     for each in own:
         if each.kind is Parameter.VAR_KEYWORD:
             parameters += introspection.signature(SHARED[each.name], eval_str=True).parameters.values()
-    parameters.append(Parameter("json", Parameter.KEYWORD_ONLY, default=False, annotation=Json))
+    parameters += introspection.signature(Telling, eval_str=True).parameters.values()
 
-    def call(json: bool, **values: Any) -> None:
+    def call(json: bool, quiet: bool, verbose: bool, log: str | None, **values: Any) -> None:
+        output.configure(quiet=quiet, verbose=verbose, log=log)
         verb(output, **values)
 
     call.__doc__ = verb.__doc__

@@ -32,6 +32,20 @@ Json = Annotated[bool, Option("--json", help="Print one JSON document on stdout 
 
 
 @dataclass(frozen=True)
+class Telling:
+    """What every verb prints beside its result."""
+
+    json: Json = False
+    quiet: Annotated[bool, Option("--quiet", "-q", help="No progress and no notes.")] = False
+    verbose: Annotated[
+        bool, Option("--verbose", "-v", help="Each step on a line of its own, and where an error came from.")
+    ] = False
+    log: Annotated[
+        str | None, Option("--log", metavar="FILE", help="Append progress, notes and errors to this file too.")
+    ] = None
+
+
+@dataclass(frozen=True)
 class Job:
     """The options of a one-stage job, as the command line gives them: `quantize` and `plan` share them."""
 

@@ -6,25 +6,21 @@ Tables, or with `--json` exactly one document, on stdout; progress bars, notes a
 from __future__ import annotations
 
 import errno
-import io
 import json
 import math
 import os
+import shutil
 import sys
+import time
 import traceback
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, Protocol, TextIO
+from typing import Any, Protocol, TextIO
 
-from llmc.errors import LlmcError, StorageError, printable
+from llmc.cli.progress import Lines, Watched
+from llmc.cli.tables import drawn
+from llmc.errors import LlmcError, OutputError, StorageError, UsageError, printable
 from llmc.structure import Table
-
-if TYPE_CHECKING:
-    from rich.progress import Progress as Bars
-    from rich.progress import TaskID
-
-UNCUT = 10_000
-"""Columns of a table that goes into a file or a pipe: as many as it needs."""
 
 
 class Result(Protocol):
@@ -45,8 +41,31 @@ class Output:
     def __init__(self, as_json: bool = False) -> None:
         self.as_json = as_json
         self._printed = False
-        self._bars: Bars | None = None
-        self._tasks: dict[str, TaskID] = {}
+        self._quiet = self._verbose = False
+        self._log: TextIO | None = None
+        self._progress: Watched | Lines | None = None
+        self._logged = Lines(self._keep)
+
+    def configure(self, *, quiet: bool = False, verbose: bool = False, log: str | None = None) -> None:
+        """How much is told, and where that is kept too.
+
+        Args:
+            quiet: no progress and no notes; errors are told.
+            verbose: every step on a line of its own, and where an error came from.
+            log: a file that all of it is appended to, with the time.
+
+        Raises:
+            UsageError: quiet and verbose. OutputError: the file cannot be written.
+        """
+        if quiet and verbose:
+            raise UsageError("it contradicts --quiet", where="--verbose", fix="leave one of them out")
+        self._quiet, self._verbose = quiet, verbose
+        if log is not None:
+            try:
+                self._log = open(log, "a", encoding="utf-8", errors="backslashreplace")  # noqa: SIM115  # until the end
+            except OSError as error:
+                problem = f"cannot be written: {error.strerror}"
+                raise OutputError(problem, where=f"--log {log}", fix="name a file in a folder that is there") from error
 
     def result(self, result: Result) -> None:
         """Print a result. Raises its `failure`, if it has one, after printing."""
@@ -83,7 +102,10 @@ class Output:
     def note(self, line: str) -> None:
         """One line for people, beside the result."""
         self.close()
-        self._tell(f"note: {printable(line)}\n")
+        if self._quiet:
+            self._keep(f"note: {printable(line)}")
+        else:
+            self._tell_line(f"note: {line}")
 
     def notes(self, lines: Sequence[str]) -> None:
         """Several of them."""
@@ -93,30 +115,54 @@ class Output:
     def error(self, error: LlmcError, cause: BaseException | None = None) -> None:
         """The one line of an error, after the traceback of `cause` where there is one to show."""
         self.close()
-        if cause is not None:
-            self._tell("".join(traceback.format_exception(cause)))
+        if cause is not None or self._verbose:
+            told = error if cause is None else cause
+            self._tell("".join(traceback.format_exception(told)))
         if self.as_json and not self._printed:
             with suppress(StorageError):
                 self._document({"error": error.as_dict()})
         self._tell(f"error: {error}\n")
 
     def progress(self, label: str, done: float, total: float) -> None:
-        """The library's progress callback: one bar per label, with the time left. Silent where nobody watches."""
-        if self._bars is None:
-            self._bars = new_bars()
-            self._bars.start()
-        if label not in self._tasks:
-            self._tasks[label] = self._bars.add_task(printable(label), total=total)
-        self._bars.update(self._tasks[label], completed=done, total=total)
+        """The library's progress callback: bars where somebody watches, else a line every so often."""
+        if self._quiet:
+            return
+        if self._progress is None:
+            watched = not self._verbose and sys.stderr is not None and sys.stderr.isatty()
+            self._progress = Watched() if watched else Lines(self._tell_line, self._verbose)
+        self._progress(label, done, total)
+        if self._log is not None and isinstance(self._progress, Watched):
+            self._logged(label, done, total)
 
     def close(self) -> None:
-        """Take the bars off the screen."""
-        if self._bars is not None:
-            self._bars.stop()
-        self._bars, self._tasks = None, {}
+        """Take the bars off the screen, and end the lines."""
+        for each in (self._progress, self._logged):
+            if each is not None:
+                each.close()
+        self._progress = None
+
+    def end(self) -> None:
+        """Nothing more will be printed."""
+        self.close()
+        if self._log is not None:
+            with suppress(OSError):
+                self._log.close()
+            self._log = None
+
+    def _tell_line(self, line: str) -> None:
+        self._tell(f"{printable(line)}\n")
+
+    def _keep(self, line: str) -> None:
+        """Put a line into the log, if there is one, with the time."""
+        if self._log is not None:
+            with suppress(OSError):
+                self._log.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}\n")
+                self._log.flush()
 
     def _tell(self, text: str) -> None:
-        """Put `text` on stderr, if anybody can hear it there."""
+        """Put `text` on stderr, if anybody can hear it there, and into the log."""
+        for line in text.splitlines():
+            self._keep(line)
         with suppress(OSError):
             put(text, sys.stderr)
 
@@ -125,29 +171,8 @@ class Output:
         self._printed = True
 
     def _table(self, table: Table) -> None:
-        from rich import box
-        from rich.console import Console
-        from rich.table import Table as Grid
-        from rich.text import Text
-
         watched = sys.stdout is not None and sys.stdout.isatty()
-        console = Console(file=Drawing(), force_terminal=watched, width=None if watched else UNCUT)
-        grid = Grid(box=box.SIMPLE_HEAD)
-        for column in table.columns:
-            grid.add_column(Text(printable(column)), overflow="fold")
-        for row in table.rows:
-            grid.add_row(*(Text(printable(cell)) for cell in row))
-        with console.capture() as drawn:
-            console.print(Text(printable(table.title), "bold"), grid, sep="\n")
-        self.write("".join(f"{line.rstrip()}\n" for line in drawn.get().splitlines()))
-
-
-class Drawing(io.StringIO):
-    """What tables are drawn for: rich touches the file even of what it captures, and a full disk stops it there."""
-
-    @property
-    def encoding(self) -> str:  # type: ignore[override]  # it decides which lines a table is made of
-        return (sys.stdout.encoding if sys.stdout is not None else None) or "utf-8"
+        self.write(drawn(table, shutil.get_terminal_size().columns if watched else None, watched))
 
 
 def put(text: str, stream: TextIO | None) -> None:
@@ -157,30 +182,6 @@ def put(text: str, stream: TextIO | None) -> None:
     encoding = stream.encoding or "utf-8"
     stream.write(text.encode(encoding, errors="backslashreplace").decode(encoding))
     stream.flush()
-
-
-def new_bars() -> Bars:
-    """Progress bars on stderr, drawn only on a terminal."""
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        Progress,
-        TaskProgressColumn,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
-
-    console = Console(stderr=True)
-    columns = (
-        TextColumn("{task.description}", markup=False),
-        BarColumn(),
-        TaskProgressColumn(),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-    )
-    return Progress(*columns, console=console, disable=not console.is_terminal)
 
 
 def finite(value: Any) -> Any:
