@@ -19,8 +19,8 @@ PACKAGE = ROOT / "src" / "llmc"
 LAYERS = tuple(
     row.split()
     for row in (
-        "errors devices distribution line_ends pages disk registry markdown structure strict_json safetensors_header "
-        "safetensors_file embedded _native",
+        "errors devices distribution late line_ends pages disk registry markdown structure strict_json "
+        "safetensors_header safetensors_file embedded _native",
         "calibration formats",
         "compressors",
         "recipe recipe_options recipe_paths recipe_yaml schema gates",

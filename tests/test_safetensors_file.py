@@ -31,7 +31,7 @@ def test_load_tells_of_a_file_that_changed(tmp_path: Path) -> None:
     os.truncate(path, size - 100)
     with pytest.raises(StorageError, match=f"{size} bytes then, {size - 100} now"):
         load_rows(found, 0, 1)
-    unchecked = TensorEntry("w", found.dtype, found.shape, path, found.start, found.stop)
+    unchecked = TensorEntry("w", found.kind, found.shape, path, found.start, found.stop)
     with pytest.raises(StorageError) as caught:
         load(unchecked)
     line = f"{path}: ends at byte {size - 100}, 100 bytes too early: it was cut while in use{restart}"
@@ -69,7 +69,7 @@ def test_a_tensor_that_does_not_fit_in_memory(tmp_path: Path) -> None:
     path = tmp_path / "model.safetensors"
     shape = [1 << 57]
     path.write_bytes(b"")
-    huge = TensorEntry("w", torch.uint8, tuple(shape), path, 0, 1 << 57)
+    huge = TensorEntry("w", "U8", tuple(shape), path, 0, 1 << 57)
     with pytest.raises(MemoryLimitError) as caught:
         load(huge)
     assert str(caught.value) == f"{path}: tensor w: no memory for its 144115188075855872 bytes"

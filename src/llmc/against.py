@@ -12,8 +12,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
-import torch
-
 from llmc.against_files import (
     Findings,
     coded_method,
@@ -39,6 +37,7 @@ from llmc.formats.coded_head import TRELLIS
 from llmc.formats.container import Container, Spec
 from llmc.formats.encoded import Grid
 from llmc.formats.trellis import TrellisGrid
+from llmc.late import torch
 from llmc.layout import METADATA
 from llmc.lossless_folder import KERNEL, beside, originals, quantization_of
 from llmc.lossless_writing import metadata_for, metadata_of, sources

@@ -16,10 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from llmc.disk import disk_errors
 from llmc.errors import OutputError, StorageError
+from llmc.late import torch
 from llmc.layout import WeightFiles
 from llmc.workfolder import JOURNAL, WorkFolder, check_place
 

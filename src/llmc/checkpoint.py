@@ -14,12 +14,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import nn
-
 from llmc.coded_files import CodedTensors, held_config, is_coded
 from llmc.config import open_config, safe_config
 from llmc.errors import CheckpointError, UnsupportedError
+from llmc.late import nn, torch
 from llmc.manifest import read_manifest
 from llmc.packed import READABLE, Packed, dense_entry, refuse_undecodable
 from llmc.safetensors_file import TensorEntry, load, read_folder

@@ -13,13 +13,12 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
 
-import torch
-
 from llmc.errors import CheckpointError, InputError, MemoryLimitError
 from llmc.formats import coded_head, coded_tensor
 from llmc.formats.coded_head import SAME, Head
 from llmc.formats.rans import as_bytes
-from llmc.safetensors_file import TensorEntry, load, load_rows, read_file, read_folder
+from llmc.late import torch
+from llmc.safetensors_file import KIND_OF, TensorEntry, load, load_rows, read_file, read_folder
 
 SUFFIX = ".llmc.safetensors"
 SINGLE = "model.llmc.safetensors"
@@ -68,7 +67,7 @@ class CodedTensors:
         self.entries = _entries(path)
         self.held: dict[str, torch.Tensor] = {}
         for name, entry in self.entries.items():
-            if entry.dtype != torch.uint8 or len(entry.shape) != 1:
+            if entry.kind != "U8" or len(entry.shape) != 1:
                 raise CheckpointError(f"tensor {name}: is not a coded tensor", where=str(entry.file))
 
     def head(self, name: str) -> Head:
@@ -98,7 +97,7 @@ class CodedTensors:
         """The entries that the decoded tensors would have in a plain file; offsets are not those of bytes on disk."""
         heads = {name: self.head(name) for name in self.entries}
         return {
-            name: TensorEntry(name, getattr(torch, head.dtype), head.shape, self.entries[name].file, 0, head.nbytes)
+            name: TensorEntry(name, KIND_OF[head.dtype], head.shape, self.entries[name].file, 0, head.nbytes)
             for name, head in heads.items()
         }
 

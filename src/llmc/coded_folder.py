@@ -7,13 +7,12 @@ import os
 import shutil
 from pathlib import Path
 
-import torch
-
 from llmc.artifact import CHUNK, Folder, raw_bytes
 from llmc.coded_files import cores
 from llmc.disk import disk_errors
 from llmc.errors import StorageError
 from llmc.formats import tensor_coder
+from llmc.late import torch
 from llmc.layout import WeightFiles, arrange, coded_files
 
 

@@ -5,9 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from llmc.checkpoint import Checkpoint
+from llmc.late import torch
 
 
 def dense_model(folder: Path, dtype: torch.dtype) -> Any:

@@ -13,13 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from llmc.artifact import Artifact, Folder
 from llmc.coded_files import SUFFIX, CodedTensors, cores, is_coded, overlapped, plain_name
 from llmc.config import read_config
 from llmc.errors import CheckpointError, InputError
 from llmc.formats.coded_head import TRELLIS, Head
+from llmc.late import torch
 from llmc.layout import Slot, WeightFiles
 from llmc.loading import located
 from llmc.lossless_folder import EDITED, MOST_KEPT

@@ -9,14 +9,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-
 from llmc.artifact import Folder, raw_bytes
 from llmc.errors import CheckpointError, UnsupportedError
 from llmc.formats import int_kernel
 from llmc.formats.container import Container, Spec
 from llmc.formats.encoded import Encoded
 from llmc.formats.int_grid import IntGrid
+from llmc.late import torch
 from llmc.structure import Context
 
 TILE = 1 << 18  # weights measured at once: their float32 copies stay in the cache

@@ -14,8 +14,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from llmc.activations import give_back_freed_memory
 from llmc.artifact import Artifact, Folder, Unit, raw_bytes
 from llmc.calibration.data import CalibrationSet
@@ -27,6 +25,7 @@ from llmc.coded_folder import folder_for
 from llmc.encoding import Stored, encode_together, notes_of, require_finite, store
 from llmc.errors import CheckpointError, InputError, OutputError, UsageError
 from llmc.formats.container import Container, Spec
+from llmc.late import torch
 from llmc.planning import Job, check_memory, fingerprint
 from llmc.ram import activation_memory, batch_size
 from llmc.recipe import resolve_text, to_dict

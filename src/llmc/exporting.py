@@ -7,8 +7,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
-import torch
-
 from llmc.artifact import Artifact, Folder, Unit, raw_bytes
 from llmc.checkpoint import Checkpoint
 from llmc.config import read_config
@@ -23,6 +21,7 @@ from llmc.formats.int_grid import IntGrid
 from llmc.formats.nf4_grid import Nf4Grid
 from llmc.formats.trellis import TrellisGrid
 from llmc.hub import resolve_model
+from llmc.late import torch
 from llmc.layout import arrange
 from llmc.manifest import CARD, read_manifest, write_manifest
 from llmc.model_card import Made, model_card, source_fields

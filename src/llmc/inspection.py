@@ -99,7 +99,7 @@ def inspect(folder: str | Path) -> Inspection:
             other += tensors.sizes[name]
             continue
         stem = name.removesuffix(".weight")
-        kind = tensors.coded.head(name).described if tensors.coded else str(entry.dtype).removeprefix("torch.")
+        kind = tensors.coded.head(name).described if tensors.coded else entry.dtype_name
         layers.append(_layer(stem, kind, list(entry.shape), tensors.sizes[name], entry.numel, measured.get(stem)))
     few = sum(entry.numel for entry in tensors.plain.values() if len(entry.shape) < 2)
     method = config.get("quantization_config") or {}

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import TypeAlias
 
-import torch
-
+from llmc.late import torch
 from llmc.safetensors_file import write_header
 
 SHARD = 5_000_000_000
 METADATA = {"format": "pt"}
 
-Shapes = Mapping[str, tuple[torch.dtype, tuple[int, ...]]]
+Shapes: TypeAlias = "Mapping[str, tuple[torch.dtype, tuple[int, ...]]]"
 
 
 @dataclass(frozen=True)

@@ -5,12 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from llmc.coded_files import CodedTensors, cores, is_coded
 from llmc.config import safe_config
 from llmc.errors import UsageError
 from llmc.hub import resolve_model
+from llmc.late import torch
 from llmc.safetensors_file import load as load_plain
 from llmc.safetensors_file import read_folder
 from llmc.structure import Progress, silent

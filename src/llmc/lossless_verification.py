@@ -10,12 +10,11 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from llmc.artifact import raw_bytes
 from llmc.coded_files import CodedTensors, cores, overlapped
 from llmc.errors import InputError, LlmcError
 from llmc.formats import rans
+from llmc.late import torch
 from llmc.safetensors_file import load
 from llmc.structure import Progress
 

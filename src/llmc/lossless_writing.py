@@ -18,14 +18,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from llmc.artifact import Artifact, Folder, Unit, raw_bytes
 from llmc.coded_files import SUFFIX, coded_name, cores, overlapped, together
 from llmc.disk import disk_errors
 from llmc.errors import CheckpointError, InputError, UsageError
 from llmc.formats import rans, tensor_coder
 from llmc.formats.tensor_coder import MODES, Coded
+from llmc.late import torch
 from llmc.layout import Slot, WeightFiles
 from llmc.loading import located
 from llmc.lossless_folder import Lossless, beside, seal

@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
+import struct
 from collections import defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import import_module
-from typing import Any
-
-import torch
+from typing import Any, TypeAlias
 
 from llmc.errors import CheckpointError, UnsupportedError
 from llmc.formats.packing import words_per_row
+from llmc.late import torch
 from llmc.layout import nbytes
-from llmc.safetensors_file import TensorEntry, load
+from llmc.safetensors_file import KIND_OF, TensorEntry, load, load_bytes
+from llmc.safetensors_header import DTYPES
 from llmc.strict_json import misfit
 
 READABLE = ("compressed-tensors", "gptq", "bitsandbytes")
 """Quantization methods among whose tensors encoded matrices are looked for in a coded folder."""
 QUANT_STATE = {"shape": [int], "blocksize": int, "dtype": str}
-Read = Callable[[TensorEntry], torch.Tensor]
+Read: TypeAlias = "Callable[[TensorEntry], torch.Tensor]"
+INTEGERS = {"U8": ("B", 1), "I32": ("i", 4), "I64": ("q", 8)}
+"""Kind -> its code in `struct`, and bytes."""
 
 # The tensor that gives an encoding away -> (container, its kernel, all local names)
 MARKS: dict[str, tuple[str, str, tuple[str, ...]]] = {
@@ -48,7 +51,7 @@ class Packed:
         parts: local name -> entry.
         shape: `(out_features, in_features)`.
         bits, group_size, symmetric: of its codes.
-        dtype: of the decoded values.
+        kind: of the decoded values, as safetensors names dtypes.
         read: gives the tensor of an entry.
     """
 
@@ -60,8 +63,12 @@ class Packed:
     bits: int
     group_size: int | None
     symmetric: bool
-    dtype: torch.dtype
+    kind: str
     read: Read = load
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return DTYPES[self.kind]
 
     @property
     def stored_bytes(self) -> int:
@@ -140,20 +147,20 @@ def _packed(name: str, mark: str, entries: Mapping[str, TensorEntry], declared: 
         raise CheckpointError(f"the encoding lacks {missing[0]}", where=name, fix="download the model again")
     facts = {"compressed-tensors": _compressed_tensors, "gptq": _gptq, "bitsandbytes": _bitsandbytes}[container]
     try:
-        shape, bits, groups, symmetric, dtype = facts(parts, declared, read)
+        shape, bits, groups, symmetric, kind = facts(parts, declared, read)
     except (ValueError, KeyError, IndexError, TypeError, ArithmeticError, RecursionError) as error:
         raise CheckpointError(f"the encoding is damaged: {error}", where=name) from error
     group_size = None if groups == 1 else shape[1] // max(groups, 1)
-    return Packed(name, container, kernel, parts, shape, bits, group_size, symmetric, dtype, read)
+    return Packed(name, container, kernel, parts, shape, bits, group_size, symmetric, kind, read)
 
 
-Facts = tuple[tuple[int, int], int, int, bool, torch.dtype]
+Facts = tuple[tuple[int, int], int, int, bool, str]
 
 
 def _compressed_tensors(parts: dict[str, TensorEntry], declared: set[int], read: Read) -> Facts:
     rows, words = parts["weight_packed"].shape
-    stored = [int(n) for n in read(parts["weight_shape"]).tolist()]
-    if len(stored) != 2 or stored[0] != rows or not 0 < stored[1] <= 16 * words:
+    stored = integers(parts["weight_shape"], read)
+    if parts["weight_shape"].shape != (2,) or stored[0] != rows or not 0 < stored[1] <= 16 * words:
         raise ValueError(f"weight_shape says {stored}, weight_packed has {rows} rows of {words} words")
     scale = parts["weight_scale"]
     return (
@@ -161,7 +168,7 @@ def _compressed_tensors(parts: dict[str, TensorEntry], declared: set[int], read:
         _bits(words, stored[1], declared),
         scale.shape[1],
         "weight_zero_point" not in parts,
-        scale.dtype,
+        scale.kind,
     )
 
 
@@ -182,24 +189,32 @@ def _gptq(parts: dict[str, TensorEntry], declared: set[int], read: Read) -> Fact
     bits = parts["qweight"].shape[0] * 32 // columns
     if not 2 <= bits <= 8:
         raise ValueError(f"qweight has {parts['qweight'].shape[0]} rows for {columns} columns")
-    zeros = read(parts["qzeros"])
+    zeros = integers(parts["qzeros"], read, most=1)
     middle = (1 << (bits - 1)) - 1
-    first = int(zeros.flatten()[0]) & ((1 << bits) - 1) if zeros.numel() else middle
-    return (rows, columns), bits, groups, first == middle, parts["scales"].dtype
+    first = zeros[0] & ((1 << bits) - 1) if zeros else middle
+    return (rows, columns), bits, groups, first == middle, parts["scales"].kind
 
 
 def _bitsandbytes(parts: dict[str, TensorEntry], declared: set[int], read: Read) -> Facts:
     import json
 
-    state = json.loads(bytes(read(parts["weight.quant_state.bitsandbytes__nf4"]).tolist()))
+    state = json.loads(bytes(integers(parts["weight.quant_state.bitsandbytes__nf4"], read)))
     wrong = misfit(state, QUANT_STATE, "quant_state")
-    dtype = getattr(torch, state["dtype"], None) if wrong is None else None
-    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point or state["blocksize"] < 1:
+    dtype = str(state["dtype"]) if wrong is None else ""
+    if dtype not in KIND_OF or "float" not in dtype or state["blocksize"] < 1:
         raise ValueError(f"{wrong or 'quant_state'} is not what bitsandbytes writes")
     rows, columns = state["shape"]
     if parts["weight"].numel * 2 != rows * columns or rows < 1 or columns < 1:
         raise ValueError(f"quant_state says {rows} x {columns}, weight has {parts['weight'].numel} bytes")
-    return (rows, columns), 4, max(1, columns // state["blocksize"]), True, dtype
+    return (rows, columns), 4, max(1, columns // state["blocksize"]), True, KIND_OF[dtype]
+
+
+def integers(entry: TensorEntry, read: Read, most: int = 1 << 20) -> list[int]:
+    """The first numbers of a tensor of integers; where it lies in a file as it is, torch is not needed for it."""
+    code, size = INTEGERS.get(entry.kind, ("", 0))
+    if read is not load or not code:
+        return [int(n) for n in read(entry).flatten()[:most].tolist()]
+    return [n for (n,) in struct.iter_unpack(f"<{code}", load_bytes(entry, most * size))]
 
 
 def split(
@@ -264,4 +279,4 @@ def dense_entry(p: Packed, transposed: bool) -> TensorEntry:
     """The entry that the decoded matrix would have in a plain checkpoint; its file and offsets are those of a part."""
     first = next(iter(p.parts.values()))
     shape = (p.shape[1], p.shape[0]) if transposed else p.shape
-    return TensorEntry(f"{p.name}.weight", p.dtype, shape, first.file, 0, nbytes(p.dtype, shape))
+    return TensorEntry(f"{p.name}.weight", p.kind, shape, first.file, 0, nbytes(p.dtype, shape))

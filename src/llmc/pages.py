@@ -5,8 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-import numpy as np
-import torch
+from llmc.late import np, torch
 
 
 def empty(shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:

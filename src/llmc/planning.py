@@ -8,8 +8,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
-
 from llmc.calibration.mixture import names_of
 from llmc.checkpoint import Checkpoint
 from llmc.devices import require_device
@@ -17,6 +15,7 @@ from llmc.encoding import nonfinite
 from llmc.errors import MemoryLimitError, UsageError
 from llmc.formats import CONTAINERS
 from llmc.formats.container import Container, Facts, Spec
+from llmc.late import torch
 from llmc.layout import Shapes, WeightFiles, arrange, coded_files, nbytes
 from llmc.lossless_writing import at_most
 from llmc.model_card import method_line

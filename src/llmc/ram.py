@@ -6,11 +6,10 @@ from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
 
-import torch
-
 from llmc.activations import held_within
 from llmc.calibration.data import CalibrationOptions
 from llmc.checkpoint import Checkpoint
+from llmc.late import torch
 from llmc.recipe import Recipe
 from llmc.structure import Target
 

@@ -15,14 +15,13 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
 from llmc.errors import CheckpointError, LlmcError, MemoryLimitError, StorageError
+from llmc.late import torch
 from llmc.pages import empty
-from llmc.safetensors_header import HEADER_LIMIT, TensorEntry, parse_header, write_header
+from llmc.safetensors_header import HEADER_LIMIT, KIND_OF, TensorEntry, parse_header, write_header
 from llmc.strict_json import Document, RefusedError, short
 
-__all__ = ["SafetensorsFile", "TensorEntry", "load", "load_rows", "read_file", "read_folder", "write_header"]
+__all__ = ["KIND_OF", "SafetensorsFile", "TensorEntry", "load", "load_rows", "read_file", "read_folder", "write_header"]
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -100,6 +99,15 @@ def load(entry: TensorEntry) -> torch.Tensor:
     Raises StorageError when the file changed since its header was read, MemoryLimitError when the tensor does not fit.
     """
     return _load(entry, entry.shape, entry.start, entry.stop)
+
+
+def load_bytes(entry: TensorEntry, most: int) -> bytes:
+    """The first bytes of a tensor as they lie in the file, `most` at most. Raises as `load` does."""
+    with _opened(entry.file) as fd:
+        _check_stamp(fd, entry)
+        data = bytes(_content(fd, entry.start, min(most, entry.nbytes), entry.file))
+        _check_stamp(fd, entry)
+    return data
 
 
 def load_rows(entry: TensorEntry, start: int, stop: int, file: int | None = None) -> torch.Tensor:

@@ -14,9 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from llmc.errors import UnsupportedError
+from llmc.late import LateTable, torch
 from llmc.strict_json import Document, RefusedError, short
 
 HEADER_LIMIT = 100_000_000  # bytes: the format's own
@@ -25,34 +24,34 @@ METADATA_LIMIT = 1 << 24  # bytes, in at most TENSOR_LIMIT strings
 SIZE_LIMIT = 1 << 63  # torch counts in int64
 METADATA = "__metadata__"
 
-# The format's name -> torch's; older torch lacks some.
-DTYPES: Mapping[str, torch.dtype] = {
-    name: getattr(torch, attribute)
-    for name, attribute in {
-        "BOOL": "bool",
-        "U8": "uint8",
-        "I8": "int8",
-        "U16": "uint16",
-        "I16": "int16",
-        "U32": "uint32",
-        "I32": "int32",
-        "U64": "uint64",
-        "I64": "int64",
-        "F4": "float4_e2m1fn_x2",
-        "F8_E4M3": "float8_e4m3fn",
-        "F8_E4M3FNUZ": "float8_e4m3fnuz",
-        "F8_E5M2": "float8_e5m2",
-        "F8_E5M2FNUZ": "float8_e5m2fnuz",
-        "F8_E8M0": "float8_e8m0fnu",
-        "F16": "float16",
-        "BF16": "bfloat16",
-        "F32": "float32",
-        "F64": "float64",
-        "C64": "complex64",
-    }.items()
-    if hasattr(torch, attribute)
+# The format's name -> torch's, and bytes of an element.
+KINDS: Mapping[str, tuple[str, int]] = {
+    "BOOL": ("bool", 1),
+    "U8": ("uint8", 1),
+    "I8": ("int8", 1),
+    "U16": ("uint16", 2),
+    "I16": ("int16", 2),
+    "U32": ("uint32", 4),
+    "I32": ("int32", 4),
+    "U64": ("uint64", 8),
+    "I64": ("int64", 8),
+    "F4": ("float4_e2m1fn_x2", 1),
+    "F8_E4M3": ("float8_e4m3fn", 1),
+    "F8_E4M3FNUZ": ("float8_e4m3fnuz", 1),
+    "F8_E5M2": ("float8_e5m2", 1),
+    "F8_E5M2FNUZ": ("float8_e5m2fnuz", 1),
+    "F8_E8M0": ("float8_e8m0fnu", 1),
+    "F16": ("float16", 2),
+    "BF16": ("bfloat16", 2),
+    "F32": ("float32", 4),
+    "F64": ("float64", 8),
+    "C64": ("complex64", 8),
 }
-DTYPE_NAMES: Mapping[torch.dtype, str] = {dtype: name for name, dtype in DTYPES.items()}
+KIND_OF: Mapping[str, str] = {dtype: kind for kind, (dtype, _) in KINDS.items()}
+DTYPES: Mapping[str, torch.dtype] = LateTable(
+    lambda: {kind: getattr(torch, dtype) for kind, (dtype, _) in KINDS.items()}
+)
+DTYPE_NAMES: Mapping[torch.dtype, str] = LateTable(lambda: {dtype: kind for kind, dtype in DTYPES.items()})
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,18 +60,28 @@ class TensorEntry:
 
     Attributes:
         name: as in the header.
-        dtype, shape: torch's: of `F4`, with two values an element, the last dimension is half of the header's.
+        kind: the format's name of its dtype.
+        shape: torch's: of `F4`, with two values an element, the last dimension is half of the header's.
         file: the file; `start`, `stop`: absolute byte offsets in it.
         stamp: size in bytes and mtime in ns that the file must still have when it is loaded; empty: any.
     """
 
     name: str
-    dtype: torch.dtype
+    kind: str
     shape: tuple[int, ...]
     file: Path
     start: int
     stop: int
     stamp: tuple[int, ...] = ()
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return DTYPES[self.kind]
+
+    @property
+    def dtype_name(self) -> str:
+        """What torch calls it, without torch."""
+        return KINDS[self.kind][0]
 
     @property
     def nbytes(self) -> int:
@@ -105,10 +114,10 @@ def parse_header(data: bytearray, path: Path, stamp: tuple[int, int]) -> tuple[d
             metadata = _metadata(Document(data, METADATA), start, stop)
             continue
         try:
-            dtype, shape, first, last = _described(document.value(start, stop))
+            kind, shape, first, last = _described(document.value(start, stop))
         except RefusedError as error:
             raise RefusedError(f"tensor {short(name)}: {error.message}", error.fix) from None
-        entries[name] = TensorEntry(name, dtype, shape, path, base + first, base + last, stamp)
+        entries[name] = TensorEntry(name, kind, shape, path, base + first, base + last, stamp)
     _check_layout(list(entries.values()), base, stamp[0])
     return entries, metadata or {}
 
@@ -126,14 +135,13 @@ def _metadata(document: Document, start: int, stop: int) -> dict[str, str]:
     return pairs
 
 
-def _described(fields: Any) -> tuple[torch.dtype, tuple[int, ...], int, int]:
-    """dtype, shape and offsets of one tensor's description, each checked alone and against the others."""
+def _described(fields: Any) -> tuple[str, tuple[int, ...], int, int]:
+    """Kind, shape and offsets of one tensor's description, each checked alone and against the others."""
     if not isinstance(fields, dict) or fields.keys() != {"dtype", "shape", "data_offsets"}:
         raise RefusedError("its description is not just dtype, shape and data_offsets")
     name, shape, offsets = fields["dtype"], fields["shape"], fields["data_offsets"]
-    dtype = DTYPES.get(name) if isinstance(name, str) else None
-    if dtype is None:
-        raise RefusedError(f"unknown dtype {_quoted(name)}", f"known are {', '.join(DTYPES)}")
+    if not isinstance(name, str) or name not in KINDS:
+        raise RefusedError(f"unknown dtype {_quoted(name)}", f"known are {', '.join(KINDS)}")
     if not _naturals(shape):
         raise RefusedError(f"shape {_quoted(shape)} is not a list of integers from 0 to 2^63 - 1")
     if not _naturals(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
@@ -145,10 +153,10 @@ def _described(fields: Any) -> tuple[torch.dtype, tuple[int, ...], int, int]:
         if not shape or shape[-1] % 2:
             raise RefusedError(f"shape {_quoted(shape)} of F4, two values a byte, does not end in an even number")
         stored[-1] //= 2
-    span, needed = offsets[1] - offsets[0], math.prod(stored) * dtype.itemsize
+    span, needed = offsets[1] - offsets[0], math.prod(stored) * KINDS[name][1]
     if span != needed:
         raise RefusedError(f"{name} of shape {_quoted(shape)} takes {needed} bytes, its data_offsets span {span}")
-    return dtype, tuple(stored), offsets[0], offsets[1]
+    return name, tuple(stored), offsets[0], offsets[1]
 
 
 def _naturals(value: Any) -> bool:

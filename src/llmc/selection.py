@@ -11,15 +11,13 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from collections.abc import Set as AbstractSet
 
-import torch
-
 from llmc.errors import UnsupportedError, UsageError
 from llmc.formats.container import Container, Facts, Spec
 from llmc.recipe import Stage
 from llmc.registry import suggest
 from llmc.structure import Target
 
-READ = (torch.bfloat16, torch.float16, torch.float32)
+READ = ("bfloat16", "float16", "float32")
 MOST_ODD = 0.5
 """Share of the targeted weights that may stay as they are because they do not fit."""
 SHOWN = 3
@@ -46,8 +44,8 @@ def choose(
                     where=where,
                     fix="give one of them an ignore",
                 )
-            if target.dtype not in READ:
-                names = ", ".join(str(d).removeprefix("torch.") for d in READ)
+            if str(target.dtype).removeprefix("torch.") not in READ:
+                names = ", ".join(READ)
                 raise UnsupportedError(
                     f"stored as {str(target.dtype).removeprefix('torch.')}; llmc compresses {names}",
                     where=target.tensor,

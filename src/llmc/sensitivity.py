@@ -12,19 +12,16 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
-
-import torch
-from torch.utils._pytree import tree_flatten, tree_unflatten
-from torch.utils.checkpoint import checkpoint as recomputed
+from typing import Any, TypeAlias
 
 from llmc.checkpoint import Checkpoint
 from llmc.errors import UnsupportedError
 from llmc.eval.embeddings import pooling_of
+from llmc.late import torch
 from llmc.skeleton import Group
 from llmc.structure import Progress, Target, silent
 
-Decoded = Callable[[str], torch.Tensor | None]
+Decoded: TypeAlias = "Callable[[str], torch.Tensor | None]"
 
 
 def kl_losses(
@@ -33,7 +30,7 @@ def kl_losses(
     decoded: Decoded,
     batches: Sequence[dict[str, torch.Tensor]],
     *,
-    dtype: torch.dtype = torch.float32,
+    dtype: torch.dtype | None = None,
     device: str = "cpu",
     seed: int = 0,
     progress: Progress = silent,
@@ -44,8 +41,9 @@ def kl_losses(
         decoded: name on disk -> what the Target's tensor became.
         batches: keyword inputs of the model; each gives one sample of every <E, G>, so that the estimate has a
             relative standard error of about sqrt(2 / batches).
+        dtype: of the computation; None: float32.
     """
-    with _Passes(checkpoint, targets, decoded, dtype, device) as passes:
+    with _Passes(checkpoint, targets, decoded, dtype or torch.float32, device) as passes:
         generator = torch.Generator().manual_seed(seed)
         for done, batch in enumerate(batches):
             progress("what errors cost", done, len(batches))
@@ -116,6 +114,9 @@ class _Passes:
 
     def _twice(self, path: str, forward: Any) -> Any:
         def run(*args: Any, **kwargs: Any) -> Any:
+            from torch.utils._pytree import tree_flatten, tree_unflatten
+            from torch.utils.checkpoint import checkpoint as recomputed
+
             leaves, form = tree_flatten((args, kwargs))
             _start_of_gradients(leaves)
             places = [i for i, leaf in enumerate(leaves) if isinstance(leaf, torch.Tensor)]

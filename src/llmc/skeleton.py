@@ -13,13 +13,11 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-import torch
-from torch import nn
-
 from llmc.errors import CheckpointError
+from llmc.late import nn, torch
 from llmc.safetensors_file import TensorEntry
 
-PLAIN = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
+PLAIN = ("BF16", "F16", "F32", "F64")
 QUANTIZED = re.compile(
     r"(.+)\.(qweight|qzeros|scales|g_idx|weight_(packed|scale|scale_inv|scale_2|zero_point|shape)|SCB"
     r"|(weight\.)?(absmax|quant_map|nested_absmax|quant_state\..*))"
@@ -217,7 +215,7 @@ class Skeleton:
         if match is None:
             return False
         weight = self.entries.get(f"{match[1]}.weight")
-        return weight is None or weight.dtype not in PLAIN
+        return weight is None or weight.kind not in PLAIN
 
     def _check_shapes(self, group: Group, state: dict[str, torch.Tensor]) -> None:
         metas = {n: torch.empty(self.entries[n].shape, device="meta") for n, _ in group.sources}

@@ -7,9 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from llmc.coded_files import CodedTensors, held_config, is_coded
+from llmc.late import torch
 from llmc.packed import READABLE, Packed, Read, split
 from llmc.safetensors_file import TensorEntry, load, read_folder
 

@@ -17,19 +17,19 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
-import torch
 from greenlet import GreenletExit, getcurrent, greenlet
 
 from llmc.activations import ActivationStore, activation_bytes, give_back_freed_memory, held_within
 from llmc.calibration.experts import observing, route_through_llmc
 from llmc.calibration.statistics import Hessian
 from llmc.checkpoint import Checkpoint
+from llmc.late import torch
 from llmc.skeleton import direct_parameters
 from llmc.structure import InputPoint
 
-Replaced = Callable[[str], torch.Tensor | None]
+Replaced: TypeAlias = "Callable[[str], torch.Tensor | None]"
 
 
 class _Forward(greenlet):
@@ -110,7 +110,7 @@ class Walk:
         batches: keyword inputs of the model, one dict per batch.
         doors: paths of modules outside of the blocks that are visited too (targeted heads).
         workers: forward passes that work at once.
-        dtype, device: of the arithmetic.
+        dtype, device: of the arithmetic; None: float32.
         memory: bytes of parked activations kept in RAM; the rest lies in `folder`.
 
     Use as a context manager and iterate; each item is the path of a loaded block. The block may be observed; when
@@ -124,12 +124,13 @@ class Walk:
         *,
         doors: Sequence[str] = (),
         workers: int = 1,
-        dtype: torch.dtype = torch.float32,
+        dtype: torch.dtype | None = None,
         device: str = "cpu",
         memory: int = 4 << 30,
         folder: Path | None = None,
     ) -> None:
-        self.checkpoint, self.workers, self.dtype, self.device = checkpoint, workers, dtype, device
+        self.checkpoint, self.workers = checkpoint, workers
+        self.dtype, self.device = dtype or torch.float32, device
         self.turn = threading.Condition()
         self.loading = threading.Lock()
         self.failed = False
@@ -344,8 +345,11 @@ class Walk:
         """The batches of a thread: every n-th, so that merging in order keeps no thread waiting for long."""
         return [_Forward(i, self._batches[i], self) for i in range(worker, len(self._batches), workers)]
 
-    @torch.no_grad()
     def _act(self, command: str, forwards: Sequence[_Forward]) -> None:
+        with torch.no_grad():
+            self._switch(command, forwards)
+
+    def _switch(self, command: str, forwards: Sequence[_Forward]) -> None:
         try:
             for forward in forwards:
                 forward.switch(command)

@@ -21,12 +21,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from llmc.calibration.chat import render
 from llmc.calibration.data_sets import FILE_SUFFIXES, data_set_rows, parse_data_set
 from llmc.disk import require_utf8
 from llmc.errors import CalibrationError, StorageError, UsageError
+from llmc.late import torch
 from llmc.line_ends import MARK, LineEnds
 
 if TYPE_CHECKING:

@@ -11,10 +11,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, Protocol
 
-import torch
-from torch import nn
-from torch.nn.functional import linear
-
+from llmc.late import nn, torch
 from llmc.structure import InputPoint
 
 EXPERTS = "llmc"
@@ -116,7 +113,7 @@ def _inner(self: Any, expert: int, x: torch.Tensor) -> torch.Tensor:
 def _project(experts: Any, name: str, expert: int, x: torch.Tensor) -> torch.Tensor:
     weight = getattr(experts, name)[expert]
     bias = getattr(experts, name + "_bias")[expert] if experts.has_bias else None
-    return linear(x, weight.t() if experts.is_transposed else weight, bias)
+    return nn.functional.linear(x, weight.t() if experts.is_transposed else weight, bias)
 
 
 def _hook(point: InputPoint, observer: Observer) -> Callable[[nn.Module, tuple[Any, ...]], None]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from typing import Any
 
-import torch
+from llmc.late import torch
 
 
 def model_inputs(model: Any, token_ids: torch.Tensor, batch: int, seed: int) -> list[dict[str, torch.Tensor]]:

@@ -6,8 +6,12 @@ average. Half precision is widened to float32; float32 and float64 are computed 
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
+
+from llmc.late import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:

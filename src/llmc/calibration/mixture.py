@@ -13,11 +13,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import torch
-
 from llmc.calibration.data import CalibrationOptions, CalibrationSet, load_calibration, token_sha256
 from llmc.calibration.data_sets import weighted
 from llmc.errors import UsageError
+from llmc.late import torch
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import torch
-
+from llmc.late import torch
 from llmc.registry import Registry
 
 STATISTICS = Registry("statistic", {"hessian": "llmc.calibration.statistics:Hessian"})

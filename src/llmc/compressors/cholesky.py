@@ -6,7 +6,7 @@ one core twice as fast as LAPACK's at 4096 columns. The inverse of H is never fo
 
 from __future__ import annotations
 
-import torch
+from llmc.late import torch
 
 BLOCK = 128
 CHUNK = 256  # columns of one update: bounds the work wasted below the diagonal

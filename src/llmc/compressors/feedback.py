@@ -13,12 +13,12 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
-
-import torch
+from typing import TypeAlias
 
 from llmc.calibration.statistics import Hessian
 from llmc.compressors.cholesky import factor_upper, inverse_upper
 from llmc.compressors.parallel import run_single
+from llmc.late import torch
 from llmc.structure import Context
 
 RAISES = 3  # times damping is raised tenfold
@@ -41,7 +41,7 @@ class Slab:
     unit: torch.Tensor
 
 
-RoundSlab = Callable[[torch.Tensor, torch.Tensor, Slab], None]
+RoundSlab: TypeAlias = "Callable[[torch.Tensor, torch.Tensor, Slab], None]"
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,7 @@ class Problem:
         return kept[: like.numel()].view(like.shape)
 
 
-Order = Callable[[torch.Tensor], torch.Tensor]
+Order: TypeAlias = "Callable[[torch.Tensor], torch.Tensor]"
 """diag H to the columns in the order of work."""
 
 

@@ -12,8 +12,6 @@ from functools import partial
 from itertools import pairwise
 from typing import Any, ClassVar
 
-import torch
-
 from llmc.calibration.statistics import Hessian
 from llmc.compressors.feedback import Problem, Slab, by_activity, by_groups, exact, prepare, relative_error
 from llmc.compressors.options import GridOptions, check_groups, option
@@ -22,6 +20,7 @@ from llmc.compressors.rtn import round_to_nearest
 from llmc.formats import int_kernel
 from llmc.formats.encoded import Encoded, Grid, Params, Plane
 from llmc.formats.int_grid import IntGrid
+from llmc.late import torch
 from llmc.structure import Context
 
 ROWS = 3072  # rows worked on at once: long columns make the Python between two products cheap ...

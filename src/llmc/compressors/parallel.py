@@ -14,7 +14,7 @@ from functools import lru_cache
 from itertools import pairwise
 from typing import TypeVar
 
-import torch
+from llmc.late import torch
 
 T = TypeVar("T")
 R = TypeVar("R")

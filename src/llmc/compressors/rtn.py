@@ -9,11 +9,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-import torch
-
 from llmc.compressors.options import GridOptions, check_groups
 from llmc.compressors.parallel import ordered_map, row_tiles
 from llmc.formats.encoded import Encoded, Grid, Params, Plane
+from llmc.late import torch
 from llmc.structure import Context
 
 TILE = 1 << 19  # weights at once

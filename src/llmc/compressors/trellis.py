@@ -12,8 +12,6 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, ClassVar
 
-import torch
-
 from llmc.calibration.statistics import Hessian
 from llmc.compressors.feedback import Problem, Slab, by_activity, by_place, prepare, relative_error
 from llmc.compressors.options import check_options, option
@@ -32,6 +30,7 @@ from llmc.formats.trellis import (
     row_order,
 )
 from llmc.formats.trellis_kernel import RATES
+from llmc.late import torch
 from llmc.structure import Context
 
 SEGMENTS = 3  # of rows worked on at once; odd: columns a power of two apart share places in the cache

@@ -19,17 +19,18 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from llmc.errors import LlmcError, StorageError
+from llmc.late import torch
 from llmc.layout import Shapes, WeightFiles, arrange
 from llmc.safetensors_file import read_file
 from llmc.safetensors_header import TensorEntry
 from llmc.sidecar import plain_files
 from llmc.structure import Table
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 FORMAT_VERSION = 1
 DATA, ABOUT = "model.safetensors", "entry.json"

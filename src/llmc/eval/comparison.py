@@ -8,9 +8,8 @@ from dataclasses import dataclass, replace
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from llmc.eval.intervals import paired_intervals
+from llmc.late import np
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -8,19 +8,19 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
-
 from llmc.devices import require_device
 from llmc.errors import CalibrationError, InputError, UsageError
 from llmc.eval.loading import position_limit, quiet
 from llmc.eval.report import Source
 from llmc.eval.tasks import Task, check_limit, load_tasks
 from llmc.eval.text_pairs import TextPair, load_similarities, load_translations
+from llmc.late import LateTable, torch
 from llmc.line_ends import LineEnds
 from llmc.recipe_paths import embedded_text
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from llmc.eval.subject import Subject
 
 TAKES = {
@@ -31,7 +31,7 @@ TAKES = {
 """What each kind of model can be measured on."""
 
 ARTICLES = {"decoder": "a decoder", "encoder": "an encoder", "encoder_decoder": "an encoder-decoder"}
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+DTYPES = LateTable(lambda: {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16})
 
 
 @dataclass(frozen=True)

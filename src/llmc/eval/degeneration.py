@@ -14,18 +14,16 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import torch
-from torch import Tensor
-
 from llmc.errors import CalibrationError, UsageError
 from llmc.eval.intervals import paired_intervals
 from llmc.eval.loading import position_limit, quiet
 from llmc.eval.metrics import BATCH_TOKENS
+from llmc.late import np, torch
 from llmc.structure import silent
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+    from torch import Tensor
 
     from llmc.eval.intervals import Figure
     from llmc.structure import Progress

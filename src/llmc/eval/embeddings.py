@@ -13,18 +13,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import torch
-from torch import Tensor, nn
-
 from llmc.config import safe_config
 from llmc.errors import CheckpointError, InputError, UnsupportedError
 from llmc.eval.loading import Kind, open_as, position_limit, quiet, require_ids_fit
 from llmc.eval.metrics import BATCH_TOKENS
+from llmc.late import nn, np, torch
 from llmc.structure import silent
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+    from torch import Tensor
 
     from llmc.structure import Progress
 
@@ -40,7 +38,7 @@ class Embeddings:
     truncated: int = 0
 
 
-def open_encoder(folder: Path, *, dtype: torch.dtype = torch.float32, device: str = "cpu") -> tuple[Any, Any]:
+def open_encoder(folder: Path, *, dtype: torch.dtype | None = None, device: str = "cpu") -> tuple[Any, Any]:
     """The model in `folder` without its head, with dense weights and in evaluation mode, and its tokenizer.
 
     Reads what `llmc.eval.open_model` reads. Weights of a pooler may be missing: no vector runs through it.

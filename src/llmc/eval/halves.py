@@ -13,15 +13,15 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from importlib import import_module
-from typing import Any
-
-import torch
-from torch import Tensor, nn
-from transformers.utils.generic import ModelOutput
+from typing import TYPE_CHECKING, Any
 
 from llmc.errors import CheckpointError, LlmcError
 from llmc.eval.sizes import without_quantization
+from llmc.late import nn, torch
 from llmc.skeleton import instantiate
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 TRIED = 5  # tokens that the halves are tried on
 
@@ -88,7 +88,7 @@ def build_head(config: Any, plan: Plan, parameters: Mapping[str, Tensor], name: 
     out = shell.get_output_embeddings()
     for key, value in parameters.items():
         setattr(out, key, nn.Parameter(value, requires_grad=False))
-    stand_in = _StandIn(_kind(plan.kind))
+    stand_in = _stand_in(_kind(plan.kind))
     shell.set_submodule(plan.body, stand_in)
 
     def run(states: Tensor) -> Tensor:
@@ -108,16 +108,16 @@ class _ReachedError(Exception):
     """Unwinds a forward pass from where the head begins."""
 
 
-class _StandIn(nn.Module):
-    """A body that answers with given states, in the kind of output that the model's own has."""
+def _stand_in(kind: type) -> Any:
+    """A body that answers with the states that it was given, in the kind of output that the model's own has."""
 
-    def __init__(self, kind: type) -> None:
-        super().__init__()
-        self.kind = kind
-        self.states = torch.empty(0)
+    class StandIn(nn.Module):
+        states = torch.empty(0)
 
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        return self.kind(last_hidden_state=self.states)
+        def forward(self, *args: Any, **kwargs: Any) -> Any:
+            return kind(last_hidden_state=self.states)
+
+    return StandIn()
 
 
 def _head_of(model: Any) -> Head | None:
@@ -140,6 +140,8 @@ def _head_of(model: Any) -> Head | None:
 
 def _observed(model: Any, out: nn.Module, tokens: Tensor) -> tuple[Plan | None, Tensor]:
     """What a model calls by itself, of which all but the head must be one module; and its logits."""
+    from transformers.utils.generic import ModelOutput
+
     calls: list[tuple[str, Any]] = []
     depth = 0
 

@@ -16,12 +16,11 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from llmc.errors import CalibrationError, InputError, NetworkError, UnsupportedError, UsageError, first_line
 from llmc.eval.intervals import paired_intervals
 from llmc.eval.loading import quiet
 from llmc.eval.task_report import compare_items
+from llmc.late import np
 from llmc.registry import suggest
 
 if TYPE_CHECKING:

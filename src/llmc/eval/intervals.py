@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING
 
-import numpy as np
+from llmc.late import np
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

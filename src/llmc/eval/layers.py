@@ -8,13 +8,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor, nn
-from transformers import PreTrainedModel
-
+from llmc.late import nn, torch
 from llmc.skeleton import find_blocks
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 TOKENS = 512
 
@@ -24,12 +24,14 @@ def block_outputs(model: Any, tokens: Tensor, take: Callable[[str, Tensor], None
 
     A model in which no blocks are found hands on nothing.
     """
+    from transformers import PreTrainedModel
+
     if not isinstance(model, PreTrainedModel):
         return
     modules = dict(model.named_modules())
 
     def hook(path: str, _module: nn.Module, _args: Any, output: Any) -> None:
-        first = output if isinstance(output, Tensor) else output[0]
+        first = output if isinstance(output, torch.Tensor) else output[0]
         take(path, first[0])
 
     with ExitStack() as hooks, torch.inference_mode():

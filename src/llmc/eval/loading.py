@@ -16,13 +16,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from llmc.coded_files import CodedTensors, is_coded
 from llmc.config import safe_config
 from llmc.decoding import dense_model
 from llmc.errors import CheckpointError, InputError, UnsupportedError, first_line
 from llmc.eval.sizes import without_quantization
+from llmc.late import torch
 from llmc.runtime.opening import decoding, open_tokenizer
 from llmc.safetensors_file import read_folder
 
@@ -46,7 +45,7 @@ class Kind:
 CAUSAL = Kind("AutoModelForCausalLM")
 
 
-def open_model(folder: Path, *, dtype: torch.dtype = torch.float32, device: str = "cpu") -> tuple[Any, Any]:
+def open_model(folder: Path, *, dtype: torch.dtype | None = None, device: str = "cpu") -> tuple[Any, Any]:
     """The causal language model in `folder` with dense weights, in evaluation mode, and its tokenizer.
 
     Reads dense folders, compressed-tensors, bitsandbytes, and whatever else transformers reads by itself.
@@ -60,9 +59,9 @@ def open_model(folder: Path, *, dtype: torch.dtype = torch.float32, device: str 
     return open_as(folder, CAUSAL, dtype=dtype, device=device)
 
 
-def open_as(folder: Path, kind: Kind, *, dtype: torch.dtype, device: str) -> tuple[Any, Any]:
+def open_as(folder: Path, kind: Kind, *, dtype: torch.dtype | None, device: str) -> tuple[Any, Any]:
     """As `open_model`, for a folder that holds another kind of model; whether it does is for the caller to check."""
-    config = safe_config(folder)
+    config, dtype = safe_config(folder), dtype or torch.float32
     # damaged files and an index that leaves the folder, which transformers would follow
     CodedTensors(folder) if is_coded(folder) else read_folder(folder)
     with quiet():

@@ -8,8 +8,6 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from torch import Tensor
-
 from llmc.eval.conditions import Conditions, require_positions, require_same_ids, token_ids
 from llmc.eval.degeneration import Degeneration, compare, degeneration
 from llmc.eval.embeddings import Embeddings
@@ -30,6 +28,8 @@ from llmc.eval.task_scoring import leading_ids
 from llmc.eval.text_figures import NO_TEXT, text_figures
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from llmc.structure import Progress
 
 

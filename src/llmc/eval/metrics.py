@@ -12,18 +12,16 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Protocol
 
-import numpy as np
-import torch
-from torch import Tensor
-
 from llmc.calibration.losses import cross_entropy, paired_losses
 from llmc.errors import CheckpointError, InputError
 from llmc.eval.halves import Halves, halve
 from llmc.eval.nonfinite import first_nonfinite
+from llmc.late import np, torch
 from llmc.structure import silent
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+    from torch import Tensor
 
     from llmc.structure import Progress
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import ExitStack
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor, nn
-from transformers import PreTrainedModel
+from llmc.late import nn, torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def first_nonfinite(model: Any, tokens: Tensor) -> str:
@@ -21,6 +22,8 @@ def first_nonfinite(model: Any, tokens: Tensor) -> str:
     Returns:
         Its path, and whether it is a weight that is not finite; empty where all outputs are finite.
     """
+    from transformers import PreTrainedModel
+
     if not isinstance(model, PreTrainedModel):
         return ""
     found: list[tuple[str, nn.Module]] = []
@@ -46,7 +49,7 @@ def _finite(value: Tensor) -> bool:
 
 def _tensors(output: Any) -> Iterator[Tensor]:
     """All tensors in what a module returned."""
-    if isinstance(output, Tensor):
+    if isinstance(output, torch.Tensor):
         yield output
     elif isinstance(output, dict):
         yield from _tensors(tuple(output.values()))

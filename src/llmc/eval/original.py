@@ -13,11 +13,6 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-import tokenizers
-import torch
-import transformers
-from torch import Tensor
-
 import llmc
 from llmc.eval.cache import Cache, Kept, model_sha256
 from llmc.eval.conditions import Conditions, require_positions, token_ids
@@ -30,12 +25,14 @@ from llmc.eval.samples import greedy
 from llmc.eval.task_judging import judge
 from llmc.eval.task_report import TaskScores
 from llmc.eval.task_scoring import leading_ids
+from llmc.late import torch
 from llmc.safetensors_file import load, load_rows
 from llmc.structure import Progress, silent
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
+    from torch import Tensor
 
     from llmc.eval.subject import Subject
     from llmc.eval.tasks import Task
@@ -150,6 +147,9 @@ class Original:
 
     @cached_property
     def _model_facts(self) -> dict[str, Any]:
+        import tokenizers
+        import transformers
+
         subject = self.subject
         return {
             "model": model_sha256(subject.folder),

@@ -19,11 +19,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree
 
-import numpy as np
-
 from llmc.distribution import install
 from llmc.errors import OutputError, UsageError
 from llmc.eval.labels import Point, clipped, place
+from llmc.late import np
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -5,10 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-
 from llmc.errors import InputError
 from llmc.eval.loading import position_limit, quiet
+from llmc.late import torch
 from llmc.structure import Table
 
 NEW_TOKENS = 64

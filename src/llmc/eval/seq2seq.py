@@ -11,17 +11,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import torch
-from torch import Tensor
-
 from llmc.config import safe_config
 from llmc.errors import CheckpointError, InputError, UnsupportedError
 from llmc.eval.loading import Kind, open_as, position_limit, quiet, require_ids_fit
 from llmc.eval.metrics import BATCH_LOGITS, BATCH_TOKENS, Scored, WindowSums, add_scores, require_same_vocabulary
+from llmc.late import np, torch
 from llmc.structure import silent
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from llmc.eval.text_pairs import TextPair
     from llmc.structure import Progress
 
@@ -38,7 +37,7 @@ class _Example:
     where: str
 
 
-def open_seq2seq(folder: Path, *, dtype: torch.dtype = torch.float32, device: str = "cpu") -> tuple[Any, Any]:
+def open_seq2seq(folder: Path, *, dtype: torch.dtype | None = None, device: str = "cpu") -> tuple[Any, Any]:
     """The encoder-decoder in `folder` with dense weights, in evaluation mode, and its tokenizer.
 
     Raises:

@@ -11,10 +11,9 @@ from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from llmc.errors import UsageError
 from llmc.eval.intervals import paired_intervals, times_drawn
+from llmc.late import np
 
 if TYPE_CHECKING:
     from collections.abc import Callable

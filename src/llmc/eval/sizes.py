@@ -7,10 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from llmc.config import open_config, safe_config
 from llmc.errors import CheckpointError, first_line
+from llmc.late import torch
 from llmc.stored import Stored, stored
 
 

@@ -11,12 +11,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
-
 from llmc.eval.loading import position_limit
+from llmc.late import torch
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from llmc.eval.subject import Subject
 
 PREFILL_TOKENS = 512

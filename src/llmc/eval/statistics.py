@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from statistics import NormalDist
 
-import numpy as np
+from llmc.late import np
 
 POWER = 0.8
 

@@ -11,8 +11,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from llmc.config import open_config, read_config
 from llmc.eval.embeddings import open_encoder
 from llmc.eval.loading import model_kind, open_model
@@ -20,6 +18,7 @@ from llmc.eval.report import Source
 from llmc.eval.seq2seq import open_seq2seq
 from llmc.eval.sizes import Sizes, folder_sizes
 from llmc.hub import resolve_model
+from llmc.late import torch
 from llmc.recipe_paths import resolve_model as embedded_or_id
 from llmc.runtime.opening import open_tokenizer
 from llmc.structure import Progress

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
+from llmc.late import np
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -6,14 +6,12 @@ from collections.abc import Sequence
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import torch
-
 from llmc.errors import InputError
 from llmc.eval.loading import position_limit, quiet, require_ids_fit
 from llmc.eval.metrics import BATCH_TOKENS, Scored
 from llmc.eval.task_report import TaskScores
 from llmc.eval.task_scoring import Likelihood, Request, leading_ids, log_likelihoods, requests
+from llmc.late import np, torch
 from llmc.structure import silent
 
 if TYPE_CHECKING:

@@ -6,11 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from llmc.eval.intervals import paired_intervals
 from llmc.eval.statistics import items_to_resolve, mcnemar, share_interval
 from llmc.eval.tasks import METRICS, Task
+from llmc.late import np
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

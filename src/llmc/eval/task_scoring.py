@@ -16,16 +16,16 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
-
 from llmc.calibration.losses import cross_entropy
 from llmc.errors import CheckpointError, InputError
 from llmc.eval.loading import position_limit, quiet
 from llmc.eval.metrics import BATCH_LOGITS, BATCH_TOKENS, CHUNK_ELEMENTS, Scored
+from llmc.late import torch
 from llmc.structure import silent
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from llmc.structure import Progress
 
 Batch = dict[tuple[int, ...], list[int]]

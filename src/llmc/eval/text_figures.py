@@ -5,11 +5,10 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from llmc.eval.intervals import paired_intervals
 from llmc.eval.metrics import WindowSums
 from llmc.eval.tail import QUANTILES, binned
+from llmc.late import LateTable, np
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -19,10 +18,12 @@ if TYPE_CHECKING:
 COMPARED = ("perplexity_ratio", "kl", "top1_agreement", *QUANTILES)
 """Figures that need an original."""
 
-NO_TEXT: dict[str, Any] = {
-    **dict.fromkeys(("perplexity", "original_perplexity", "bits_per_byte", "original_bits_per_byte", *COMPARED)),
-    **{"tokens": None, "text": None, "intervals": {}, "windows": WindowSums(np.zeros(0), np.zeros(0)), "worst": ()},
-}
+NO_TEXT = LateTable[str, Any](
+    lambda: {
+        **dict.fromkeys(("perplexity", "original_perplexity", "bits_per_byte", "original_bits_per_byte", *COMPARED)),
+        **{"tokens": None, "text": None, "intervals": {}, "windows": WindowSums(np.zeros(0), np.zeros(0)), "worst": ()},
+    }
+)
 """What a text shows, under the names of the report, where there is none."""
 
 

@@ -9,16 +9,17 @@ machine. All errors are `InputError`s.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
-
-import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from typing import TYPE_CHECKING, Any
 
 from llmc import _native
 from llmc.errors import InputError
 from llmc.formats import planes, rans
 from llmc.formats.planes import BALANCED, Fields, Split
 from llmc.formats.rans import Bytes, as_bytes, refusals
+from llmc.late import np
+
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike, NDArray
 
 BLOCK = 1 << 12
 """Symbols whose escapes can be found from the head of a stream alone."""

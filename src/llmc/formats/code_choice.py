@@ -8,11 +8,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
-
 from llmc.formats import packed_codes, rans
 from llmc.formats.packed_codes import ALONG_COLUMNS, ALONG_ROWS, LINES, NO_AXIS, PLACES, Cut
 from llmc.formats.rans import Bytes, Contexts
+from llmc.late import np
 
 WIDTHS = (2, 3, 4, 5, 6, 7, 8)
 FIRST = 1 << 16

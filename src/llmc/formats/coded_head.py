@@ -7,13 +7,12 @@ import struct
 from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
-
 from llmc.errors import InputError
 from llmc.formats import rans
 from llmc.formats.packed_codes import Cut
 from llmc.formats.planes import Split
 from llmc.formats.rans import Bytes, as_bytes
+from llmc.late import LateTable, torch
 
 MAGIC = b"lLT1"
 RAW, CONSTANT, SAME, PLANES, BYTES, PIECES, CODES, TRELLIS = range(8)
@@ -39,7 +38,7 @@ DTYPES: tuple[tuple[str, int], ...] = (
 )  # fmt: skip
 NUMBERS: dict[str, int] = {name: number for number, (name, _) in enumerate(DTYPES)}
 SIZES: dict[str, int] = dict(DTYPES)
-INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32}
+INTEGERS = LateTable(lambda: {1: torch.uint8, 2: torch.int16, 4: torch.int32})
 """Numbers of so many bytes, as something that can be moved about."""
 QUANTIZED = ("float32", "bfloat16", "float16")
 """Dtypes that quantized matrices decode to."""

@@ -10,9 +10,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-import numpy as np
-import torch
-
 from llmc.errors import InputError
 from llmc.formats import bitmaps, packed_codes, planes, rans, trellis_kernel
 from llmc.formats.coded_head import (
@@ -34,6 +31,7 @@ from llmc.formats.coded_head import (
 from llmc.formats.encoded import Encoded
 from llmc.formats.planes import Split
 from llmc.formats.rans import Bytes, as_bytes
+from llmc.late import np, torch
 from llmc.pages import empty
 
 

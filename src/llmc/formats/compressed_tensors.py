@@ -11,12 +11,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-import torch
-
 from llmc.formats.container import Facts, Layout, Spec, one_grid_kind, prefix_of
 from llmc.formats.encoded import Encoded, Plane, group_count
 from llmc.formats.int_grid import IntGrid
 from llmc.formats.packing import pack_rows, unpack_rows, words_per_row
+from llmc.late import torch
 from llmc.structure import Target
 
 VERSION = "0.20.0"

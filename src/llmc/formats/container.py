@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol
-
-import torch
+from typing import Any, ClassVar, Protocol, TypeAlias
 
 from llmc.formats.encoded import Encoded, Grid
+from llmc.late import torch
 from llmc.structure import Target
 
-Layout = dict[str, tuple[torch.dtype, tuple[int, ...]]]
+Layout: TypeAlias = "dict[str, tuple[torch.dtype, tuple[int, ...]]]"
 
 
 @dataclass(frozen=True)

@@ -6,10 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-import torch
-
 from llmc.formats.container import Facts, Layout, Spec
 from llmc.formats.encoded import Encoded
+from llmc.late import torch
 from llmc.structure import Target
 
 

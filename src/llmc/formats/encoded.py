@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
-import torch
+from llmc.late import torch
 
-Params = dict[str, torch.Tensor]
+Params: TypeAlias = "dict[str, torch.Tensor]"
 
 TILE = 1 << 20  # weights decoded at once
 

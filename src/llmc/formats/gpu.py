@@ -12,14 +12,12 @@ from dataclasses import dataclass, field
 from importlib.util import find_spec
 from typing import Any
 
-import numpy as np
-import torch
-
 from llmc.errors import InputError, UnsupportedError
 from llmc.formats import bitmaps, rans, trellis_kernel
 from llmc.formats.planes import BALANCED, Split
 from llmc.formats.rans import as_bytes
 from llmc.formats.trellis import row_order
+from llmc.late import np, torch
 
 BF16 = BALANCED["bfloat16"]
 

@@ -12,10 +12,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 
-import torch
-
 from llmc.formats import int_kernel
 from llmc.formats.encoded import Params
+from llmc.late import torch
 
 COARSE = 7  # clip ratios tried first
 FINE = 2  # then, on either side of the best one

@@ -8,13 +8,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-import torch
-
 from llmc import _native
 from llmc.formats.rans import as_bytes
+from llmc.late import LateTable, np, torch
 
-NUMBERS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+NUMBERS = LateTable(lambda: {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2})
 
 
 def paths() -> list[str]:

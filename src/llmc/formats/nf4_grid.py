@@ -7,9 +7,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
-
 from llmc.formats.encoded import Params
+from llmc.late import torch
 
 # The table of bitsandbytes 0.50 (functional.get_4bit_type("nf4")), float32.
 TABLE = (

@@ -9,13 +9,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
-import torch
-
 from llmc.errors import InputError
 from llmc.formats import rans
 from llmc.formats.packing import pack_bytes, unpack_bytes
 from llmc.formats.rans import Bytes, as_bytes
+from llmc.late import np, torch
 
 ALONG_ROWS, ALONG_COLUMNS = 1, 2
 NO_AXIS, LINES, PLACES = range(3)

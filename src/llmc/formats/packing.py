@@ -6,7 +6,7 @@ of compressed-tensors >= 0.18 (`pack_quantized`) and, transposed, of GPTQ.
 
 from __future__ import annotations
 
-import torch
+from llmc.late import torch
 
 TILE = 1 << 19  # codes handled at once: bounds the 8-byte temporaries
 

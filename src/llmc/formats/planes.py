@@ -7,16 +7,17 @@ the cut is. Byte spec: docs/formats/rans.md, "Planes".
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from llmc import _native
 from llmc.formats import rans
 from llmc.formats.rans import Bytes, as_bytes, refusals
+from llmc.late import np
 
-Fields = NDArray[np.uint8] | NDArray[np.int16]
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+Fields: TypeAlias = "NDArray[np.uint8] | NDArray[np.int16]"
 
 
 @dataclass(frozen=True)

@@ -13,15 +13,16 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
-
-import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from llmc import _native
 from llmc.errors import InputError
+from llmc.late import np
 
-Bytes = NDArray[np.uint8]
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike, NDArray
+
+Bytes: TypeAlias = "NDArray[np.uint8]"
 
 CHUNK_SYMBOLS = 1 << 20
 LANES = (4, 64)

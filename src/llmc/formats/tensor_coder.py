@@ -12,9 +12,6 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
-import numpy as np
-import torch
-
 from llmc.formats import bitmaps, code_choice, packed_codes, planes, rans, trellis_kernel
 from llmc.formats.coded_head import (
     BITMAPS,
@@ -40,6 +37,7 @@ from llmc.formats.coded_head import (
 from llmc.formats.encoded import Encoded
 from llmc.formats.planes import Split
 from llmc.formats.rans import Bytes, as_bytes
+from llmc.late import LateTable, np, torch
 
 MODES = ("balanced", "small", "fast")
 BITS = (12, 14)
@@ -60,7 +58,7 @@ RUN = 8
 LOOKS = 16
 """Elements of a block that are looked at first."""
 BFLOATS, HALVES, CONSTANTS = 1, 2, 1 << 40
-NARROW = {BFLOATS: torch.bfloat16, HALVES: torch.float16}
+NARROW = LateTable(lambda: {BFLOATS: torch.bfloat16, HALVES: torch.float16})
 FEW = 1 << 18
 TABLE_BYTES = 160
 """About what a table and the head of its stream cost."""

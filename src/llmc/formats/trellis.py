@@ -14,9 +14,8 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import cast
 
-import torch
-
 from llmc.formats.encoded import Encoded, Grid, Params, Plane
+from llmc.late import torch
 
 # States -> (bits of the state, mask of the bits whose sum is the parity, mask of those that flip the branch).
 # 4 and 8: ARCHITECTURE of the codes of Ungerboeck 1982 for amplitudes, read backwards; 16 to 64 likewise.

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
-
 from llmc import _native
 from llmc.formats import rans
 from llmc.formats.encoded import Encoded
 from llmc.formats.int_kernel import NUMBERS
 from llmc.formats.rans import Bytes, as_bytes
 from llmc.formats.trellis import MACHINES, SHIFTS, FittedTrellis, encoded
+from llmc.late import torch
 
 RATES = 32
 """Magnitudes of levels that have a rate of their own; beyond, rates grow evenly."""

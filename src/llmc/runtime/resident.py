@@ -10,12 +10,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import nn
-
 from llmc.checkpoint import Checkpoint, assign
 from llmc.coded_files import is_coded
 from llmc.errors import UsageError
+from llmc.late import nn, torch
 from llmc.skeleton import direct_parameters
 
 SMALL = 1 << 20  # bytes of a block, or of a module outside of them, that is decoded once and kept
