@@ -28,7 +28,7 @@ from llmc.formats.container import Container, Spec
 from llmc.late import torch
 from llmc.planning import Job, check_memory, fingerprint
 from llmc.ram import activation_memory, batch_size
-from llmc.recipe import resolve_text, to_dict
+from llmc.recipe import Recipe, resolve_text, to_dict
 from llmc.runtime import opening
 from llmc.safetensors_file import load_rows
 from llmc.structure import Context, InputPoint, Progress, silent
@@ -317,11 +317,15 @@ def execute(
 
 def inputs_of(job: Job) -> tuple[Path, ...]:
     """The folders and files that a job reads."""
-    recipe = job.recipe
+    return (job.checkpoint.folder, *texts_of(job.recipe))
+
+
+def texts_of(recipe: Recipe) -> tuple[Path, ...]:
+    """The texts and tasks of a recipe that are files here."""
     texts = () if recipe.calibration is None else names_of(recipe.calibration)
     named = [weighted(text)[0] for text in texts]
     named += [] if recipe.eval is None else [recipe.eval.text or "", *recipe.eval.tasks]
-    return (job.checkpoint.folder, *(Path(name) for name in named if name and os.path.exists(name)))
+    return tuple(Path(name) for name in named if name and os.path.exists(name))
 
 
 def calibrate(job: Job) -> CalibrationSet | None:

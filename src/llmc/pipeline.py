@@ -14,10 +14,11 @@ from llmc.budgets import forget_survey, with_rates, within_kl
 from llmc.checking import Check, is_cheap
 from llmc.checking import check as measure_loss
 from llmc.checkpoint import Checkpoint
+from llmc.devices import require_device
 from llmc.entropy import CODED, code_folders
 from llmc.errors import GateError, UnsupportedError, UsageError
 from llmc.eval.tasks import load_tasks
-from llmc.execution import Written, calibrate, execute, held_out, open_tokenizer
+from llmc.execution import Written, calibrate, execute, held_out, open_tokenizer, texts_of
 from llmc.finishing import complete_folder, folder_summary
 from llmc.gates import GateResult, check_gates, gates_failure, gates_table
 from llmc.hub import resolve_model as fetch_model
@@ -28,6 +29,7 @@ from llmc.structure import Progress, Table, size
 from llmc.uploading import PushResult
 from llmc.uploading import push as push_to_hub
 from llmc.verification import require_verified
+from llmc.workfolder import check_place
 
 
 @dataclass(frozen=True)
@@ -146,7 +148,7 @@ def quantize(
         InputError, StorageError, MemoryLimitError: one line each.
     """
     recipe = from_options(model, **options)
-    job = prepare(recipe, _open(recipe, token))
+    job = prepare(recipe, _open(recipe, token, Path(out), force=force))
     result = carry_out(job, Path(out), fresh=fresh, force=force, progress=progress, token=token)
     if not (is_cheap(job) if check is None else check):
         return result
@@ -187,12 +189,12 @@ def run(
         require_consent(resolved, push)
     if resolved.eval is not None:
         load_tasks(resolved.eval.tasks)  # what is wrong with them shows before the work
-    job = prepare(resolved, _open(resolved, token))
     if dry_run:
-        return DryRun(resolved, describe(job))
+        return DryRun(resolved, describe(prepare(resolved, _open(resolved, token))))
     place = out if out is not None else resolved.out
     if place is None:
         raise UsageError("nowhere to write to", fix="add -o OUT, or `out:` to the recipe")
+    job = prepare(resolved, _open(resolved, token, Path(place), force=force))
     options: dict[str, Any] = {"fresh": fresh, "force": force, "progress": progress, "token": token}
     return carry_out(job, Path(place), allow_unresolved=allow_unresolved, **options)
 
@@ -219,8 +221,15 @@ def _recipe(model: str | None, recipe: str | None, overrides: Sequence[str], opt
     raise UsageError("give either MODEL or --recipe", fix="llmc plan MODEL, or llmc plan --recipe R")
 
 
-def _open(recipe: Recipe, token: str | None) -> Checkpoint:
-    return Checkpoint(fetch_model(resolve_model(recipe.model), revision=recipe.revision, token=token))
+def _open(recipe: Recipe, token: str | None, out: Path | None = None, *, force: bool = False) -> Checkpoint:
+    """The model of a recipe, after the checks that need none: of the device, and of the place to write to."""
+    require_device(recipe.device)
+    if out is not None:
+        check_place(out, force, *texts_of(recipe))  # a place that will not do is said before anything is downloaded
+    folder = fetch_model(resolve_model(recipe.model), revision=recipe.revision, token=token)
+    if out is not None:
+        check_place(out, force, folder)
+    return Checkpoint(folder)
 
 
 def carry_out(

@@ -17,7 +17,7 @@ from llmc.eval.conditions import check_device, for_kind, read_conditions
 from llmc.eval.measurement import measure, show
 from llmc.eval.original import Original
 from llmc.eval.report import EvalReport
-from llmc.eval.subject import Opener, Subject
+from llmc.eval.subject import Opener, Subject, folder_of
 from llmc.structure import silent
 
 if TYPE_CHECKING:
@@ -96,6 +96,8 @@ def evaluate(
         bits_per_byte=bits_per_byte,
         raw_text=raw_text,
     )
+    for each in (folder, *(() if against is None else (against,))):
+        folder_of(each, progress)  # one that is not there is said before anything is opened
     make = partial(
         Subject, opener=opener, device=device, dtype=check_device(device, dtype), progress=progress or silent
     )
@@ -134,6 +136,8 @@ def beside(
     Raises as `evaluate` does, and UsageError when a folder is given twice.
     """
     conditions = read_conditions(**measured)
+    for each in (*folders, against):
+        folder_of(each, progress)
     make = partial(
         Subject, opener=opener, device=device, dtype=check_device(device, dtype), progress=progress or silent
     )
