@@ -12,11 +12,10 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-import torch
-
 from llmc.calibration.statistics import Hessian
 from llmc.errors import LlmcError
 from llmc.formats.container import Spec
+from llmc.late import torch
 from llmc.planning import Job
 from llmc.ram import shares
 from llmc.structure import Context
