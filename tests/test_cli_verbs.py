@@ -51,7 +51,8 @@ class Library:
             "compare",
         ):
             monkeypatch.setitem(vars(llmc), name, self.function(name))
-        monkeypatch.setitem(vars(llmc), "recipe_names", lambda: ["nf4", "quickstart"])
+        monkeypatch.setitem(vars(llmc), "recipe_uses", lambda: {"nf4": "for QLoRA", "quickstart": "the demo"})
+        monkeypatch.setitem(vars(llmc), "recipe_text", lambda name: f"# {name}\nmodel: tiny\n")
 
     def function(self, name: str) -> Any:
         def call(*arguments: Any, **options: Any) -> Any:
@@ -255,9 +256,20 @@ def test_eval_shows_the_samples_side_by_side(library: Library, capsys: pytest.Ca
 
 def test_recipes(library: Library, capsys: pytest.CaptureFixture[str]) -> None:
     assert execute(["recipes", "--json"]) == 0
-    assert json.loads(capsys.readouterr().out) == {"recipes": ["nf4", "quickstart"]}
+    assert json.loads(capsys.readouterr().out) == {
+        "recipes": ["nf4", "quickstart"],
+        "uses": {"nf4": "for QLoRA", "quickstart": "the demo"},
+    }
     assert execute(["recipes"]) == 0
-    assert "quickstart" in capsys.readouterr().out
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert ["quickstart", "the", "demo"] in lines
+
+
+def test_a_recipe_is_printed_as_it_is(library: Library, capsys: pytest.CaptureFixture[str]) -> None:
+    assert execute(["recipes", "nf4"]) == 0
+    assert capsys.readouterr().out == "# nf4\nmodel: tiny\n"
+    assert execute(["recipes", "nf4", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == {"recipe": "nf4", "text": "# nf4\nmodel: tiny\n"}
 
 
 def test_methods(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -19,7 +19,7 @@ PACKAGE = ROOT / "src" / "llmc"
 LAYERS = tuple(
     row.split()
     for row in (
-        "errors devices distribution late line_ends pages disk registry markdown structure strict_json "
+        "errors devices distribution late line_ends pages disk registry markdown structure public strict_json "
         "safetensors_header safetensors_file embedded _native",
         "calibration formats",
         "compressors",

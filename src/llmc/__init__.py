@@ -27,6 +27,9 @@ if TYPE_CHECKING:
     from llmc.publishing import card as card
     from llmc.recipe import method_table as method_table
     from llmc.recipe import recipe_names as recipe_names
+    from llmc.recipe_yaml import recipe_text as recipe_text
+    from llmc.recipe_yaml import recipe_uses as recipe_uses
+    from llmc.structure import silent as silent
     from llmc.verification import verify as verify
 
 __version__ = "0.1.0"
@@ -47,7 +50,10 @@ _PUBLIC = {
     "quantize": "llmc.pipeline",
     "read_tensors": "llmc.loading",
     "recipe_names": "llmc.recipe",
+    "recipe_text": "llmc.recipe_yaml",
+    "recipe_uses": "llmc.recipe_yaml",
     "run": "llmc.pipeline",
+    "silent": "llmc.structure",
     "verify": "llmc.verification",
 }
 
@@ -58,3 +64,7 @@ def __getattr__(name: str) -> Any:
     if name in _PUBLIC:
         return getattr(import_module(_PUBLIC[name]), name)
     raise AttributeError(f"module 'llmc' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -11,10 +11,11 @@ from typing import Any
 from llmc.controls import Controls
 from llmc.errors import GateError, UsageError
 from llmc.eval import Comparison, EvalReport
-from llmc.eval.evaluation import beside
+from llmc.eval.evaluation import beside, evaluate
 from llmc.eval.sizes import folder_sizes
 from llmc.eval.subject import folder_of
 from llmc.gates import GateResult, check_gate, check_gates, check_measured, gates_failure, gates_table, task_name
+from llmc.public import public
 from llmc.structure import Progress, Table
 
 
@@ -57,6 +58,7 @@ def judged(report: EvalReport, gates: Sequence[str] = (), *, allow_unresolved: b
     return Judged(report, tuple(check_gates(gates, report.to_json(), allow_unresolved=allow_unresolved)), where)
 
 
+@public(evaluate, but=["opener"])
 def compare(
     folders: Sequence[str | Path],
     *,

@@ -24,6 +24,7 @@ from llmc.loading import located
 from llmc.lossless_folder import EDITED, MOST_KEPT
 from llmc.manifest import digest_file, dump_json, read_manifest
 from llmc.originals import restore
+from llmc.public import public
 from llmc.safetensors_file import read_file, write_header
 from llmc.safetensors_header import HEADER_LIMIT
 from llmc.sidecar import INDEX, carried_files, plain_files
@@ -66,6 +67,7 @@ class Decompressed:
         return [Table(f"Written to {self.out}", ("what", ""), tuple(rows))]
 
 
+@public()
 def decompress(
     folder: str | Path,
     out: str | Path,

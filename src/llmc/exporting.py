@@ -27,6 +27,7 @@ from llmc.manifest import CARD, read_manifest, write_manifest
 from llmc.model_card import Made, model_card, source_fields
 from llmc.packed import Packed
 from llmc.planning import model_facts, stored_shapes, target_bits
+from llmc.public import public
 from llmc.sidecar import side_notes, write_sidecar
 from llmc.structure import Progress, Table, Target, silent
 from llmc.workfolder import check_place
@@ -61,6 +62,7 @@ class Exported:
         return [Table(f"Written to {self.out}", ("what", ""), rows)]
 
 
+@public()
 def export(
     folder: str | Path, out: str | Path, *, format: str, force: bool = False, progress: Progress | None = None
 ) -> Exported:

@@ -14,6 +14,7 @@ from llmc.formats.coded_head import KINDS
 from llmc.hub import resolve_model
 from llmc.manifest import read_manifest
 from llmc.packed import Packed, describe
+from llmc.public import public
 from llmc.stored import Stored, stored
 from llmc.structure import Table
 
@@ -79,6 +80,7 @@ class Inspection:
         ]
 
 
+@public()
 def inspect(folder: str | Path) -> Inspection:
     """Read the headers, the config and, where there is one, the manifest of a model folder or Hub id.
 

@@ -10,6 +10,7 @@ from llmc.config import safe_config
 from llmc.errors import UsageError
 from llmc.hub import resolve_model
 from llmc.late import torch
+from llmc.public import public
 from llmc.safetensors_file import load as load_plain
 from llmc.safetensors_file import read_folder
 from llmc.structure import Progress, silent
@@ -17,6 +18,7 @@ from llmc.structure import Progress, silent
 RESIDENT = ("dense", "compressed")
 
 
+@public()
 def read_tensors(
     path: str | Path, *, threads: int | None = None, progress: Progress | None = None
 ) -> dict[str, torch.Tensor]:
@@ -42,6 +44,7 @@ def read_tensors(
     return out
 
 
+@public()
 def load(folder: str | Path, *, resident: str = "dense", dtype: torch.dtype | None = None, device: str = "cpu") -> Any:
     """The transformers model in a folder, plain or written by `llmc lossless`, in evaluation mode.
 

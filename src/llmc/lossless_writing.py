@@ -28,6 +28,7 @@ from llmc.late import torch
 from llmc.layout import Slot, WeightFiles
 from llmc.loading import located
 from llmc.lossless_folder import Lossless, beside, seal
+from llmc.public import public
 from llmc.registry import suggest
 from llmc.safetensors_file import SafetensorsFile, load, read_file, read_folder, write_header
 from llmc.safetensors_header import TensorEntry
@@ -41,6 +42,7 @@ OVERHEAD = 64  # more than the head of a tensor that was not made smaller, its s
 LEAST_SHARE = 0.5  # of the source that the output takes for sure: what the disk must have free
 
 
+@public()
 def lossless(
     model: str | Path,
     out: str | Path,

@@ -23,6 +23,7 @@ from llmc.finishing import complete_folder, folder_summary
 from llmc.gates import GateResult, check_gates, gates_failure, gates_table
 from llmc.hub import resolve_model as fetch_model
 from llmc.planning import Job, PlanResult, describe, prepare
+from llmc.public import public
 from llmc.recipe import Recipe, load_recipe, resolve_model, resolve_text, to_yaml
 from llmc.recipe_options import from_options
 from llmc.structure import Progress, Table, size
@@ -104,6 +105,7 @@ class DryRun:
         return [Table("Recipe", ("resolved",), lines), *self.plan.tables()]
 
 
+@public(from_options)
 def plan(
     model: str | None = None,
     *,
@@ -123,6 +125,7 @@ def plan(
     return replace(describe(job), seconds=seconds(job))
 
 
+@public(from_options)
 def quantize(
     model: str,
     out: str | Path,
@@ -156,6 +159,7 @@ def quantize(
     return replace(result, check=measure_loss(job, folder, progress))
 
 
+@public()
 def run(
     recipe: str,
     out: str | Path | None = None,
@@ -362,6 +366,7 @@ def _push(job: Job, result: RunResult, token: str | None, progress: Progress | N
     return replace(result, pushed=options.repo)
 
 
+@public(push_to_hub, but=["verify"])
 def push(folder: str | Path, repo: str, **options: Any) -> PushResult:
     """Verify an artifact, then upload it in one commit; see `llmc.uploading.push` for the options."""
     return push_to_hub(folder, repo, verify=require_verified, **options)

@@ -16,6 +16,7 @@ from llmc.disk import disk_errors
 from llmc.errors import CheckpointError, UsageError
 from llmc.manifest import CARD, MANIFEST, SUMS, resealed
 from llmc.model_card import HUB_ID, LISTS, completed, fields_of, with_fields
+from llmc.public import public
 from llmc.structure import Table
 
 MOST_READ = 4 << 20
@@ -39,6 +40,7 @@ class CardResult:
         return [Table(f"{self.path}, {state}", ("field", "value"), tuple(rows))]
 
 
+@public()
 def card(folder: str | Path, settings: Sequence[str] = ()) -> CardResult:
     """Change fields of an artifact's card, take over what was edited in it by hand, and seal the folder again.
 

@@ -6,6 +6,7 @@ several documents, which recipes do not need and which let a small file become a
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -47,6 +48,27 @@ class Node:
 def recipe_names() -> list[str]:
     """Names of the recipes that ship."""
     return sorted(path.stem for path in _shipped().glob("*.yaml"))
+
+
+def recipe_uses() -> dict[str, str]:
+    """Name of a recipe that ships -> what it is for: the first sentence of its comment."""
+    return {name: _first_sentence(recipe_text(name)) for name in recipe_names()}
+
+
+def recipe_text(name: str) -> str:
+    """The text of a recipe file, or of a recipe that ships. Raises as `find_recipe`, and StorageError."""
+    path = find_recipe(name)
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
+        raise StorageError(f"cannot be read: {reason}", where=name) from error
+
+
+def _first_sentence(text: str) -> str:
+    """Of the comment that a text begins with, without its stop."""
+    lines = itertools.takewhile(lambda line: line.startswith("# "), text.splitlines())
+    return re.split(r"\.(?: |$)", " ".join(line[2:] for line in lines), maxsplit=1)[0]
 
 
 def find_recipe(name: str) -> Path:

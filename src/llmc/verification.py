@@ -23,6 +23,7 @@ from llmc.hub import resolve_model
 from llmc.loading import located
 from llmc.manifest import CARD, MANIFEST, SUMS, digest_file, dump_json, field_digests, malformed, salvaged
 from llmc.originals import archive_problems
+from llmc.public import public
 from llmc.safetensors_file import TensorEntry, load, read_file
 from llmc.stored import stored
 from llmc.structure import Progress, Table, silent
@@ -104,6 +105,7 @@ class Verification:
         return tables
 
 
+@public()
 def verify(folder: str | Path, against: str | Path | None = None, *, progress: Progress | None = None) -> Verification:
     """Check an artifact of llmc.
 

@@ -19,6 +19,7 @@ from llmc.cli import (
     cache,
     card,
     compare,
+    completion,
     decompress,
     eval,
     export,
@@ -63,6 +64,8 @@ SHARED = {"job": Job, "measuring": Measuring}
 def main() -> NoReturn:
     """The `llmc` command."""
     gc.set_threshold(100_000, 20, 100)  # importing torch and transformers makes a million objects that all stay
+    if completion.asked():
+        completion.answer(application(Output()))
     sys.exit(execute(sys.argv[1:]))
 
 
@@ -110,6 +113,18 @@ def show_version(asked: bool) -> None:
 def group(
     version: Annotated[
         bool, typer.Option("--version", callback=show_version, is_eager=True, help="Print the version.")
+    ] = False,
+    install_completion: Annotated[
+        bool,
+        typer.Option(
+            "--install-completion", callback=completion.install, is_eager=True, help="Let your shell complete by Tab."
+        ),
+    ] = False,
+    show_completion: Annotated[
+        bool,
+        typer.Option(
+            "--show-completion", callback=completion.show, is_eager=True, help="Print what that would install."
+        ),
     ] = False,
 ) -> None:
     """Make language models smaller, and prove what that cost.

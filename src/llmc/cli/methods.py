@@ -6,10 +6,14 @@ from typing import Annotated
 
 from typer import Argument
 
+from llmc.cli.completion import method_names
 from llmc.cli.output import Output
 from llmc.structure import Table
 
-Name = Annotated[str | None, Argument(metavar="NAME", help="Show the fields of this method, as -O takes them.")]
+Name = Annotated[
+    str | None,
+    Argument(metavar="NAME", help="Show the fields of this method, as -O takes them.", autocompletion=method_names),
+]
 
 
 def methods(output: Output, name: Name = None) -> None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from typer import Argument, Option
 
+from llmc.cli.completion import method_names
 from llmc.errors import UsageError
 
 if TYPE_CHECKING:
@@ -49,7 +50,10 @@ class Telling:
 class Job:
     """The options of a one-stage job, as the command line gives them: `quantize` and `plan` share them."""
 
-    method: Annotated[str | None, Option("--method", metavar="NAME", help="rtn, gptq, ...: see `llmc methods`.")] = None
+    method: Annotated[
+        str | None,
+        Option("--method", metavar="NAME", help="rtn, gptq, ...: see `llmc methods`.", autocompletion=method_names),
+    ] = None
     bits: Annotated[int | None, Option("--bits", metavar="N", help="Width of one code.")] = None
     bits_per_weight: Annotated[
         float | None,

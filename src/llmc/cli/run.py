@@ -6,11 +6,15 @@ from typing import Annotated
 
 from typer import Argument, Option
 
+from llmc.cli.completion import recipe_names
 from llmc.cli.failures import resumable
 from llmc.cli.options import DryRun, Force, Fresh, Overrides
 from llmc.cli.output import Output
 
-Recipe = Annotated[str, Argument(metavar="RECIPE", help="A YAML file, or the name of a recipe that ships.")]
+Recipe = Annotated[
+    str,
+    Argument(metavar="RECIPE", help="A YAML file, or the name of a recipe that ships.", autocompletion=recipe_names),
+]
 Out = Annotated[str | None, Option("-o", "--out", metavar="OUT", help="Folder to write, instead of the recipe's.")]
 Push = Annotated[
     str | None,

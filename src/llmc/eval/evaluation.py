@@ -18,6 +18,7 @@ from llmc.eval.measurement import measure, show
 from llmc.eval.original import Original
 from llmc.eval.report import EvalReport
 from llmc.eval.subject import Opener, Subject, folder_of
+from llmc.public import public
 from llmc.structure import silent
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ CACHE_LIMIT = 8 * 2**30
 """Bytes that a cache may hold unless told otherwise."""
 
 
+@public()
 def evaluate(
     folder: str | Path,
     *,
