@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -228,11 +229,12 @@ def _recipe(model: str | None, recipe: str | None, overrides: Sequence[str], opt
 def _open(recipe: Recipe, token: str | None, out: Path | None = None, *, force: bool = False) -> Checkpoint:
     """The model of a recipe, after the checks that need none: of the device, and of the place to write to."""
     require_device(recipe.device)
+    name, texts = resolve_model(recipe.model), texts_of(recipe)
+    if out is not None and not os.path.exists(name):
+        check_place(out, force, *texts)  # a place that will not do is said before anything is downloaded
+    folder = fetch_model(name, revision=recipe.revision, token=token)
     if out is not None:
-        check_place(out, force, *texts_of(recipe))  # a place that will not do is said before anything is downloaded
-    folder = fetch_model(resolve_model(recipe.model), revision=recipe.revision, token=token)
-    if out is not None:
-        check_place(out, force, folder)
+        check_place(out, force, folder, *texts)
     return Checkpoint(folder)
 
 
