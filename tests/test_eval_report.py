@@ -174,7 +174,7 @@ def test_markdown_and_table(report: EvalReport) -> None:
     table = fixed.table()
     assert table.columns == ("", "original (original)", "damaged")
     assert ("weight bytes", f"{report.original_weight_bytes:,}", "1,234,567") in table.rows
-    assert table.title.startswith("corpus.txt, 999 scored tokens, context 64, stride 32, tokenizer ")
+    assert table.title.startswith("corpus.txt, 999 scored tokens, context 64, stride 32, tokenized by ")
 
 
 def test_a_perplexity_beyond_floats_is_null_in_json(report: EvalReport) -> None:

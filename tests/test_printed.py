@@ -71,7 +71,7 @@ def test_a_plan_says_what_will_be_done_and_about_how_long_it_takes(model: Path, 
 
 def test_time_grows_with_the_work(text: str, tmp_path: Path) -> None:
     """A model of ten times the matrices, or many more tokens, is said to take longer; by how much is not tested."""
-    sizes = {"hidden_size": 512, "intermediate_size": 1024, "num_hidden_layers": 6}
+    sizes: dict[str, Any] = {"hidden_size": 512, "intermediate_size": 1024, "num_hidden_layers": 6}
     large = tiny_models.build("llama", tmp_path / "large", **sizes)
     options: dict[str, Any] = {"method": "gptq", "calibration": text, **SMALL}
     few = llmc.plan(str(large), **options).seconds

@@ -163,10 +163,11 @@ def odd(folder: Path, width: int = 100) -> Path:
     text = {**tiny_models.DECODER, "head_dim": 16}
     vision = {"hidden_size": 64, "intermediate_size": width, "num_hidden_layers": 2, "num_attention_heads": 4}
     vision |= {"image_size": 16, "patch_size": 4}
-    tokens = {"image_token_index": 250, "boi_token_index": 251, "eoi_token_index": 252}
+    tokens: dict[str, Any] = {"image_token_index": 250, "boi_token_index": 251, "eoi_token_index": 252}
     config = transformers.Gemma3Config(text_config=text, vision_config=vision, mm_tokens_per_image=4, **tokens)
     torch.manual_seed(0)
-    transformers.Gemma3ForConditionalGeneration(config).to(torch.bfloat16).save_pretrained(folder)
+    model: Any = transformers.Gemma3ForConditionalGeneration(config)
+    model.to(torch.bfloat16).save_pretrained(folder)
     return folder
 
 
@@ -212,7 +213,8 @@ def test_gates_and_routers_stay_as_they_are(tmp_path: Path) -> None:
     sizes |= {"shared_expert_intermediate_size": 64, "decoder_sparse_step": 1}
     torch.manual_seed(0)
     config = transformers.Qwen2MoeConfig(**{**tiny_models.DECODER, **sizes})
-    transformers.Qwen2MoeForCausalLM(config).to(torch.bfloat16).save_pretrained(tmp_path / "model")
+    made: Any = transformers.Qwen2MoeForCausalLM(config)
+    made.to(torch.bfloat16).save_pretrained(tmp_path / "model")
     result = llmc.quantize(str(tmp_path / "model"), tmp_path / "out", **ROUND)
     (note,) = result.notes
     assert note.startswith("gates and routers stay as they are: 2 matrices, ") and "shared_expert_gate" in note

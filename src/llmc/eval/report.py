@@ -184,7 +184,7 @@ class EvalReport:
 
     def conditions(self) -> str:
         """What was measured on, and how, in one line."""
-        how = f"tokenizer {self.tokenizer.name}, computed in {self.dtype}"
+        how = f"tokenized by {self.tokenizer.name}, computed in {self.dtype}"
         if self.text is None:
             return how
         if self.tokens is None:

@@ -87,8 +87,9 @@ class Subject:
     @property
     def tokenizer_source(self) -> Source:
         file = next((self.folder / name for name in TOKENIZER_FILES if (self.folder / name).is_file()), None)
-        digest = None if file is None else hashlib.sha256(file.read_bytes()).hexdigest()
-        return Source(type(self.tokenizer).__name__, digest)
+        if file is None:
+            return Source(f"of {len(self.tokenizer):,} tokens", None)
+        return Source(f"{file.name} ({len(self.tokenizer):,} tokens)", hashlib.sha256(file.read_bytes()).hexdigest())
 
     @property
     def tokenizer_sha256(self) -> str | None:
