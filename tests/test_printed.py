@@ -158,3 +158,15 @@ def test_the_command_line_checks_small_models_by_itself(
     for name, more, checked in (("a", calibrate, True), ("b", [*calibrate, "--no-check"], False), ("c", [], False)):
         assert execute([*quantize, "-o", str(tmp_path / name), *more]) == 0
         assert ("check" in json.loads(capsys.readouterr().out)) == checked
+
+
+def test_a_comparison_says_what_each_model_is(model: Path, text: str, tmp_path: Path) -> None:
+    llmc.quantize(str(model), tmp_path / "a", method="gptq", calibration=text, **SMALL)
+    llmc.quantize(str(model), tmp_path / "b", group_size=32, bits=8)
+    measured: dict[str, Any] = {"text": text, "context": 64, "max_tokens": 300}
+    shown = str(llmc.compare([tmp_path / "a", tmp_path / "b", model], against=model, **measured).report.notes)
+    line = f"a: gptq, 4 bits, groups of 32; format compressed-tensors; calibrated on {Path(text).name}, 8 x 32 tokens"
+    assert line in shown and "b: rtn, 8 bits, groups of 32; format compressed-tensors'" in shown
+    for spoiled in ('{"format_version": 2, "recipe": {"stages": [{"bits": []}]}, "sizes": {}}', "[]", "{"):
+        (tmp_path / "b" / "llmc.json").write_text(spoiled)
+        assert "b: rtn" not in str(llmc.compare([tmp_path / "b"], against=model, **measured).report.notes)

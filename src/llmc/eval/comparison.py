@@ -66,10 +66,10 @@ class Comparison:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What a reader has to know beside the figures, of all rows."""
-        return tuple(
-            dict.fromkeys(note for each in (self.original, *(r.report for r in self.rows)) for note in each.notes)
-        )
+        """What a reader has to know beside the figures, with the labels of the rows that it is about."""
+        from llmc.eval.comparison_table import notes
+
+        return tuple(notes(self))
 
     def tables(self) -> Sequence[Table]:
         """The comparison, then the tasks of each model, then speed where it was measured."""

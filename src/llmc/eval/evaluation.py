@@ -106,12 +106,12 @@ def evaluate(
     subject = make(folder)
     if against is None:
         report = measure(subject, None, for_kind(conditions, [subject]), progress)
-        return replace(report, notes=(*conditions.ends.notes(), *report.notes))
+        return replace(report, notes=(*conditions.ends.notes(), *subject.made, *report.notes))
     original = make(against)
     conditions = for_kind(conditions, [original, subject])
     with _cache(None if opener else cache, cache_limit) as place:
         report = measure(subject, show(Original(original, place, progress), conditions, progress), conditions, progress)
-    return replace(report, notes=(*conditions.ends.notes(), *place.notes, *report.notes))
+    return replace(report, notes=(*conditions.ends.notes(), *place.notes, *subject.made, *report.notes))
 
 
 def beside(
@@ -152,6 +152,7 @@ def beside(
         shown = show(Original(original, place, progress), conditions, progress)
         for folder, subject, label in zip(folders, subjects, labels, strict=True):
             report = measure(subject, shown, conditions, progress)
+            report = replace(report, notes=(*subject.made, *report.notes))
             of = (controls or {}).get(str(folder))
             rows.append(Row(label, report, None if of is None else labels[[str(f) for f in folders].index(of)]))
             subject.close()

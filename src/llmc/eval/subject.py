@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from llmc.config import open_config, read_config
+from llmc.errors import LlmcError
 from llmc.eval.embeddings import open_encoder
 from llmc.eval.loading import model_kind, open_model
 from llmc.eval.report import Source
@@ -19,6 +20,8 @@ from llmc.eval.seq2seq import open_seq2seq
 from llmc.eval.sizes import Sizes, folder_sizes
 from llmc.hub import resolve_model
 from llmc.late import torch
+from llmc.manifest import read_manifest
+from llmc.model_card import method_line
 from llmc.recipe_paths import resolve_model as embedded_or_id
 from llmc.runtime.opening import open_tokenizer
 from llmc.structure import Progress
@@ -83,6 +86,19 @@ class Subject:
         if self._opened is not None:
             return self._opened[0].config
         return open_config(self.folder)
+
+    @property
+    def made(self) -> tuple[str, ...]:
+        """What was done to it, as its manifest says: method, width, groups, format, calibration; none without one."""
+        try:
+            manifest = read_manifest(self.folder) or {}
+            parts = [method_line(manifest["recipe"], manifest["sizes"]), f"format {manifest['format']}"]
+            text = manifest.get("calibration")
+            if text:
+                parts.append(f"calibrated on {text['source']}, {text['samples']} x {text['sequence_length']} tokens")
+            return ("; ".join(parts),) if manifest["recipe"].get("stages") else ()
+        except (LlmcError, LookupError, TypeError, ValueError, AttributeError):  # of a manifest that says no such thing
+            return ()
 
     @property
     def tokenizer_source(self) -> Source:
