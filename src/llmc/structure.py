@@ -156,4 +156,4 @@ def shown_time(value: float) -> str:
     for unit, length in (("h", 3600.0), ("min", 60.0)):
         if value >= 1.5 * length:
             return f"{value / length:.2g} {unit}"
-    return f"{value:.2g} s" if value < 10 else f"{value:.0f} s"
+    return f"{value:.1f}".rstrip("0").rstrip(".") + " s" if value < 10 else f"{value:.0f} s"
