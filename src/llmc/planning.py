@@ -140,6 +140,7 @@ def prepare(recipe: Recipe, checkpoint: Checkpoint) -> Job:
     containers: dict[str, Container] = {name: CONTAINERS.get(name)() for name in recipe.formats}
     specs: dict[str, Spec] = {}
     notes = (*checkpoint.notes, *side_notes(checkpoint.folder), *_text_note(recipe))
+    gates = left_alone(chosen.keys(), checkpoint.targets)
     if recipe.allow_nonfinite:
         chosen, skipped = _finite(chosen, checkpoint)
         notes += skipped
@@ -154,7 +155,7 @@ def prepare(recipe: Recipe, checkpoint: Checkpoint) -> Job:
         facts = model_facts(checkpoint, specs)
     check_formats(specs, containers.values(), facts)
     notes += _own_format_note(recipe)
-    notes += (*left_alone(recipe.stages, checkpoint.targets, recipe.size is not None), *odd)
+    notes += (*gates, *odd)
     files = {
         name if len(containers) > 1 else "": weight_files(checkpoint, container, specs)
         for name, container in containers.items()

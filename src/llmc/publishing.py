@@ -15,11 +15,10 @@ from typing import Any
 from llmc.disk import disk_errors
 from llmc.errors import CheckpointError, UsageError
 from llmc.manifest import CARD, MANIFEST, SUMS, resealed
-from llmc.model_card import HUB_ID, LISTS, completed, fields_of, with_fields
+from llmc.model_card import HUB_ID, LISTS, MOST_READ, completed, fields_of, with_fields
 from llmc.public import public
 from llmc.structure import Table
 
-MOST_READ = 4 << 20
 FIX = "write one, or quantize again"
 
 
@@ -80,8 +79,7 @@ def published(folder: Path, repo: str, base_model: str | None = None) -> tuple[d
 
     Raises CheckpointError without a readable card, UsageError where `base_model` is no Hub id.
     """
-    if base_model is not None and not HUB_ID.fullmatch(base_model):
-        raise UsageError("not a Hub id", where=f"--base-model {base_model}", fix="write it as user/name")
+    _require_hub_id(base_model, f"--base-model {base_model}")
     text = _read(folder)
     try:
         after = completed(text, repo, base_model)
@@ -98,15 +96,13 @@ def _read(folder: Path) -> str:
     path = folder / CARD
     if not path.is_file():
         raise CheckpointError("there is no model card", where=str(path), fix=FIX)
-    data = path.read_bytes()
+    if path.stat().st_size > MOST_READ:
+        problem = f"the model card is larger than {MOST_READ >> 20} MiB"
+        raise CheckpointError(problem, where=str(path), fix="shorten it")
     try:
-        return data.decode() if len(data) <= MOST_READ else _too_large(path)
+        return path.read_bytes().decode()
     except UnicodeDecodeError as error:
         raise CheckpointError("the model card is not UTF-8", where=str(path), fix="save it as UTF-8") from error
-
-
-def _too_large(path: Path) -> str:
-    raise CheckpointError(f"the model card is larger than {MOST_READ >> 20} MiB", where=str(path), fix="shorten it")
 
 
 def _unreadable(path: Path, error: ValueError) -> CheckpointError:
@@ -124,9 +120,13 @@ def _changes(settings: Sequence[str]) -> Mapping[str, Any]:
         if name == "tags" and changes[name] is not None:
             changes[name] = items
     base = changes.get("base_model")
-    if base is not None and not HUB_ID.fullmatch(base):
-        raise UsageError("not a Hub id", where=f"--set base_model={base}", fix="write it as user/name")
+    _require_hub_id(base, f"--set base_model={base}")
     return changes
+
+
+def _require_hub_id(name: str | None, where: str) -> None:
+    if name is not None and not HUB_ID.fullmatch(name):
+        raise UsageError("not a Hub id", where=where, fix="write it as user/name")
 
 
 def _replace(path: Path, data: bytes) -> None:

@@ -90,10 +90,10 @@ def _gates(targets: Sequence[Target]) -> set[str]:
     return found | {t.tensor for t in routers if t.name.rpartition(".")[0] in homes}
 
 
-def left_alone(stages: Sequence[Stage], targets: Sequence[Target], everything: bool) -> list[str]:
-    """A note on the gates that no stage compresses."""
-    taken = {t.tensor for stage in stages for t in _selected(stage, targets, everything)}
-    gates = [t for t in targets if t.block is not None and t.tensor in _gates(targets) - taken]
+def left_alone(chosen: AbstractSet[str], targets: Sequence[Target]) -> list[str]:
+    """A note on the gates that are not among the names on disk which a stage has `chosen`."""
+    found = _gates(targets)
+    gates = [t for t in targets if t.block is not None and t.tensor in found and t.tensor not in chosen]
     return [_note("gates and routers stay as they are", gates, targets)] if gates else []
 
 
