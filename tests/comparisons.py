@@ -70,7 +70,9 @@ def full() -> Comparison:
     """Every part there is: marks, a control, errors per block, speed, notes."""
     original, light, heavy = measured()
     blocks = ("model.layers.0", "model.layers.1")
+    matrices = {"up_proj": {"output_error": 0.0123, "snr_db": 17.25}, "down_proj": {"snr_db": 21.5}}
     small = replace(heavy, layer_error=dict(zip(blocks, (0.25, 0.5), strict=True)), speed=SPEED, notes=("a note",))
+    small = replace(small, matrix_error=matrices)
     large = replace(light, layer_error=dict(zip(blocks, (0.0, 0.001), strict=True)))
     worse = replace(heavy, weight_bytes=95_000, layer_error={})
     rows = [Row("small", small), Row("large", large), Row("worse", worse, control_of="large")]
@@ -88,6 +90,7 @@ def hostile() -> Comparison:
             against=report.against and HOSTILE,
             tasks=tuple(replace(task, name=HOSTILE) for task in report.tasks[:1]),
             layer_error={HOSTILE: 0.5},
+            matrix_error={HOSTILE: {"output_error": 0.5}},
             notes=(HOSTILE,),
             text=report.text and replace(report.text, name=HOSTILE),
             tokenizer=replace(report.tokenizer, name=HOSTILE),

@@ -214,7 +214,7 @@ def test_cells_of_a_row() -> None:
     comparison = compared(replace(original, weight_bytes=2_000_000, tasks=()), rows)
     tables = comparison.tables()
     cells = {(r[0], c): cell for t in tables for r in t.rows for c, cell in zip(t.columns, r, strict=True)}
-    assert cells["a", "weight bytes"] == "1,234,567"
+    assert cells["a", "weights"] == "1.23 MB (1,234,567)"
     assert cells["a", "share"] == "61.7%"
     assert cells["a", "KL, nats"] == "0.0123 [0.0119, 0.0131]"
     assert cells["a", "top-1 agreement"] == "98.77% [98.00, 99.00]"

@@ -20,6 +20,7 @@ from llmc.errors import LlmcError
 from llmc.eval import EvalReport, evaluate, open_model
 from llmc.eval.intervals import paired_intervals
 from llmc.eval.tail import QUANTILES, binned
+from llmc.structure import size
 
 MODELS = os.environ.get("LLMC_MODELS")
 DATA = Path(os.environ.get("LLMC_DATA") or Path(MODELS or ".").parent / "data")
@@ -137,7 +138,7 @@ def test_without_an_original(place: Path, report: EvalReport) -> None:
     assert set(alone.intervals) == {"perplexity", "bits_per_byte"}
     columns, rows = alone.table_rows()
     assert columns == ("", "damaged")
-    assert [row[0] for row in rows] == ["perplexity", "weight bytes", "bits_per_weight", "bits_per_weight, model"]
+    assert [row[0] for row in rows] == ["perplexity", "weights", "bits/weight", "bits/weight, model"]
 
 
 def test_a_model_against_itself(place: Path) -> None:
@@ -168,12 +169,12 @@ def test_markdown_and_table(report: EvalReport) -> None:
         "| perplexity ratio | 1 | 1.0288 |",
     ]
     assert "| KL divergence, nats | 0 | 0.01234 [0.012, 0.013] |" in lines
-    assert "| bits_per_weight | 16 | 4.125 |" in lines
+    assert "| bits/weight | 16 | 4.125 |" in lines
     assert "Intervals: 95 %, paired bootstrap over 31 windows." in lines
     assert any(line.startswith("- original: `") for line in lines)
     table = fixed.table()
     assert table.columns == ("", "original (original)", "damaged")
-    assert ("weight bytes", f"{report.original_weight_bytes:,}", "1,234,567") in table.rows
+    assert ("weights", size(report.original_weight_bytes), "1.23 MB (1,234,567)") in table.rows
     assert table.title.startswith("corpus.txt, 999 scored tokens, context 64, stride 32, tokenized by ")
 
 

@@ -87,6 +87,14 @@ def test_tags_are_balanced_and_headed(made: tuple[Comparison, str, Page]) -> Non
     assert all(row.count("<th ") == 1 or "<td" not in row for row in rows)
 
 
+def test_the_style_sheet_knows_every_class(made: tuple[Comparison, str, Page]) -> None:
+    _, text, _ = made
+    drawn = re.sub(r"<svg.*?</svg>", "", text, flags=re.DOTALL)
+    used = {name for tag in Page(drawn).tags for name in tag[1].get("class", "").split()}
+    known = set(re.findall(r"\.([a-z]+)(?![0-9\w])", text.partition("<style>")[2].partition("</style>")[0]))
+    assert {"box", "cards", "name"} <= used <= known, used - known
+
+
 def test_nothing_is_fetched_and_nothing_runs(made: tuple[Comparison, str, Page]) -> None:
     _, _, page = made
     policy = [meta["content"] for meta in page.all("meta") if meta.get("http-equiv") == "Content-Security-Policy"]
@@ -120,6 +128,9 @@ def test_every_figure_is_shown(made: tuple[Comparison, str, Page]) -> None:
             assert f"{task.accuracy:.1%}" in seen and f"{100 * (task.difference or 0):+.1f}" in seen
         for error in report.layer_error.values():
             assert f"{error:.3g}" in seen
+        for found in report.matrix_error.values():
+            assert "output_error" not in found or f"{found['output_error']:.3g}" in seen
+            assert "snr_db" not in found or f"{found['snr_db']:.1f} dB" in seen
         for place in report.worst:
             assert f"{place['kl']:.3g}" in seen and f"{place['first']:,} to {place['end'] - 1:,}" in seen
         for edges in report.intervals.values():

@@ -18,6 +18,7 @@ from test_lossless import digests
 import llmc
 import llmc.hf
 from llmc.checkpoint import Checkpoint
+from llmc.eval.sizes import folder_sizes
 from llmc.formats import coded_tensor
 from llmc.formats.llmc import Llmc
 from llmc.runtime import resident
@@ -151,6 +152,14 @@ def test_the_config_and_the_sizes(made: Any, name: str) -> None:
         data = stored[row["tensor"]]
         elements = coded_tensor.trellis_of(data).codes.numel()
         assert row["bits_per_weight"] == pytest.approx(8 * data.numel() / elements, abs=1e-3)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_an_evaluation_counts_bits_as_the_run_did(made: Any, name: str) -> None:
+    folder = made(name)[1]
+    said, counted = json.loads((folder / "llmc.json").read_text())["sizes"], folder_sizes(folder)
+    assert counted.bits_per_weight == pytest.approx(said["bits_per_weight"], rel=1e-5)
+    assert counted.model_bits_per_weight == pytest.approx(said["model_bits_per_weight"], rel=1e-5)
 
 
 def test_what_is_packed_unpacks_to_the_same(made: Any) -> None:

@@ -164,8 +164,14 @@ def test_a_comparison_says_what_each_model_is(model: Path, text: str, tmp_path: 
     llmc.quantize(str(model), tmp_path / "a", method="gptq", calibration=text, **SMALL)
     llmc.quantize(str(model), tmp_path / "b", group_size=32, bits=8)
     measured: dict[str, Any] = {"text": text, "context": 64, "max_tokens": 300}
-    shown = str(llmc.compare([tmp_path / "a", tmp_path / "b", model], against=model, **measured).report.notes)
+    compared = llmc.compare([tmp_path / "a", tmp_path / "b", model], against=model, **measured).report
+    shown = str(compared.notes)
     line = f"a: gptq, 4 bits, groups of 32; format compressed-tensors; calibrated on {Path(text).name}, 8 x 32 tokens"
+    (of_a, of_b) = (row.report.matrix_error for row in compared.rows if row.label != model.name)
+    targets = json.loads((tmp_path / "a" / "llmc.json").read_text())["targets"]
+    noted = {row["target"]: row["notes"]["relative_error"] for row in targets}
+    assert {name: found["output_error"] for name, found in of_a.items()} == noted
+    assert all(set(found) == {"snr_db"} for found in of_b.values()) and set(of_a) == set(of_b)
     assert line in shown and "b: rtn, 8 bits, groups of 32; format compressed-tensors'" in shown
     for spoiled in ('{"format_version": 2, "recipe": {"stages": [{"bits": []}]}, "sizes": {}}', "[]", "{"):
         (tmp_path / "b" / "llmc.json").write_text(spoiled)

@@ -173,7 +173,7 @@ def test_a_model_beside_itself_flips_nothing(place: Path) -> None:
 
 def test_tables_and_markdown(report: EvalReport) -> None:
     main, tasks = report.tables()
-    assert [row[0] for row in main.rows] == ["flip_rate", "weight bytes", "bits_per_weight", "bits_per_weight, model"]
+    assert [row[0] for row in main.rows] == ["flip_rate", "weights", "bits/weight", "bits/weight, model"]
     assert tasks.columns == columns("damaged", "original")
     assert [row[0] for row in tasks.rows] == list(SHAPES)
     lines = report.to_markdown().splitlines()

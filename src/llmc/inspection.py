@@ -16,7 +16,7 @@ from llmc.manifest import read_manifest
 from llmc.packed import Packed, describe
 from llmc.public import public
 from llmc.stored import Stored, stored
-from llmc.structure import Table
+from llmc.structure import Table, size
 
 
 @dataclass(frozen=True)
@@ -57,8 +57,8 @@ class Inspection:
     def tables(self) -> list[Table]:
         head = (
             ("format", self.container),
-            ("weight files", f"{self.weight_bytes:,} bytes"),
-            ("bits_per_weight of the model", f"{self.bits_per_weight:.3f}"),
+            ("weight files", size(self.weight_bytes)),
+            ("bits/weight, model", f"{self.bits_per_weight:.3f}"),
             ("made from", self.origin),
             *((("other verbs refuse it", self.refused),) if self.refused else ()),
         )
@@ -72,7 +72,7 @@ class Inspection:
             )
             for layer in self.layers
         )
-        columns = ("matrix", "encoding", "shape", "bits_per_weight", "SNR dB")
+        columns = ("matrix", "encoding", "shape", "bits/weight", "SNR dB")
         return [
             Table(self.name, ("what", ""), head),
             Table("Encodings", *_by_encoding(self.layers)),
@@ -159,4 +159,4 @@ def _by_encoding(layers: tuple[dict[str, Any], ...]) -> tuple[tuple[str, ...], t
     for encoding, members in groups.items():
         size, elements = sum(m["bytes"] for m in members), sum(m["elements"] for m in members)
         rows.append((encoding, str(len(members)), f"{size:,}", f"{8 * size / max(elements, 1):.3f}"))
-    return ("encoding", "matrices", "bytes", "bits_per_weight"), tuple(rows)
+    return ("encoding", "matrices", "bytes", "bits/weight"), tuple(rows)

@@ -24,7 +24,7 @@ from llmc.packed import MARKS, READABLE
 from llmc.safetensors_file import SafetensorsFile
 from llmc.sidecar import OWN, carried_files, plain_files
 from llmc.snapshot import hub_id
-from llmc.structure import Table
+from llmc.structure import Table, size
 from llmc.travel import left_out_note, refuse_secrets, survey
 
 EDITED = ("config.json", "model.safetensors.index.json", "README.md")
@@ -71,14 +71,14 @@ class Lossless:
         above = excess(self.rows)
         head = [
             ("mode", self.mode),
-            ("weight files", f"{self.weight_bytes:,} bytes, were {self.original_bytes:,}{rate}"),
+            ("weight files", f"{size(self.weight_bytes)}, were {size(self.original_bytes)}{rate}"),
             ("share", f"{self.weight_bytes / max(1, self.original_bytes):.2%}"),
-            ("bits per weight", f"{self.bits_per_weight:.3f}"),
+            ("bits/weight", f"{self.bits_per_weight:.3f}"),
         ]
         if above is not None:
             head.append((f"above the entropy, tensors of {BIG:,} weights and more", f"{above:+.3%}"))
         head += [("note", note) for note in self.notes]
-        columns = ("dtype", "coded as", "tensors", "elements", "bytes", "bits per weight", "limit")
+        columns = ("dtype", "coded as", "tensors", "elements", "bytes", "bits/weight", "limit")
         return [
             Table(f"Written to {self.out}", ("what", ""), tuple(head)),
             Table("Tensors", columns, _groups(self.rows)),

@@ -72,7 +72,7 @@ class RunResult:
         return document
 
     def tables(self) -> list[Table]:
-        columns = ("format", "weight files", "of original", "bits per weight", "whole model", "output error")
+        columns = ("format", "weight files", "of original", "bits/weight", "bits/weight, model", "output error")
         rows = []
         for name, s in self.folders.items():
             share = s["weight_bytes"] / max(s["original_bytes"], 1)

@@ -120,7 +120,7 @@ class PlanResult:
             ("of the original files", f"{self.weight_bytes / max(self.original_bytes, 1):.1%}"),
             ("other files, about", size(self.other_bytes)),
             ("peak RAM, at most about", size(self.peak_ram_bytes)),
-            ("bits per weight of the targets", f"{self.bits_per_weight:.3f}"),
+            ("bits/weight", f"{self.bits_per_weight:.3f}"),
         ]
         if self.seconds is not None:
             rows.append(("time on this machine, about", in_words(self.seconds)))

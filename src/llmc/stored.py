@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from llmc.coded_files import CodedTensors, held_config, is_coded
+from llmc.formats.coded_head import TRELLIS
 from llmc.late import torch
 from llmc.packed import READABLE, Packed, Read, split
 from llmc.safetensors_file import TensorEntry, load, read_folder
@@ -40,6 +41,12 @@ class Stored:
             return self.packed[row["target"]].decode()
         tensor = self.read(self.entries[row["tensor"]])
         return tensor.t().contiguous() if row["transposed"] else tensor
+
+    @property
+    def trellises(self) -> list[TensorEntry]:
+        """Those of `plain` that are matrices encoded by a trellis."""
+        coded = self.coded
+        return [] if coded is None else [e for name, e in self.plain.items() if coded.head(name).kind == TRELLIS]
 
     def bytes_of(self, packed: Packed) -> int:
         """Bytes on disk of an encoded matrix."""

@@ -10,7 +10,7 @@ from llmc.eval.labels import clipped
 from llmc.eval.report import UNRESOLVED
 from llmc.eval.section_tables import sections
 from llmc.markdown import code, plain, row, rule
-from llmc.structure import Table
+from llmc.structure import Table, size
 
 if TYPE_CHECKING:
     from llmc.eval.comparison import Comparison, Row
@@ -85,7 +85,7 @@ def percent(value: float) -> str:
 
 
 COLUMNS = (
-    Column("weight_bytes", "weight bytes", "All weight files, headers included.", "{:,}".format),
+    Column("weight_bytes", "weights", "Bytes of all weight files, headers included.", size),
     Column("weight_bytes", "share", "The same, divided by those of the original.", "{:.1%}".format, share=True),
     Column(
         "bits_per_weight",

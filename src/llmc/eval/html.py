@@ -1,14 +1,16 @@
 """A comparison as one HTML file: no network, no scripts, light and dark, readable on a phone and on paper.
 
-Names, texts and notes come from models and files that nobody vouches for: all of them pass `_text`.
+This file says what is shown; `report.html.jinja` says how. Names, texts and notes come from models and files that
+nobody vouches for: the template escapes every value, after `_one_line`.
 """
 
 from __future__ import annotations
 
-import html
 import json
 from collections.abc import Callable, Iterable, Sequence
-from importlib.resources import files
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import llmc
@@ -39,14 +41,65 @@ if TYPE_CHECKING:
     from llmc.eval.report import EvalReport, Source
     from llmc.gates import GateResult
 
-POLICY = "default-src 'none'; style-src 'unsafe-inline'"
-"""Nothing is fetched and nothing runs, whatever a name may hold."""
-
 OUTCOMES = {
     "passed": "passed",
     "failed": "failed",
     "unresolved": "unresolved: the interval holds the limit",
 }
+
+
+@dataclass(frozen=True)
+class Name:
+    """A model as a heading: beside its label the colour that it has in the plots (None: of the original)."""
+
+    label: str
+    colour: int | None = None
+    control: bool = False
+    filled: bool = True
+
+    @property
+    def original(self) -> bool:
+        return self.colour is None
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A figure.
+
+    Attributes:
+        more: its interval, or what belongs to it.
+        label: the heading of its column, for where rows are shown as cards; None shows none.
+        words: it is text, which may be broken.
+        kind: how it is coloured.
+    """
+
+    text: str
+    more: str = ""
+    label: str | None = ""
+    words: bool = False
+    kind: str = ""
+
+
+@dataclass(frozen=True)
+class Line:
+    """A row of a table: its heading, with more in small letters and a remark below, and its cells."""
+
+    head: Name | str
+    cells: Sequence[Cell]
+    below: str = ""
+    mark: str = ""
+    dominated: bool = False
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A table; `words` are the columns of text, with `cards` each row is a card of its own on a narrow page."""
+
+    caption: str
+    headings: Sequence[Name | str]
+    rows: Sequence[Line]
+    words: Sequence[int] = ()
+    cards: bool = True
 
 
 def to_html(comparison: Comparison, *, title: str, gates: Sequence[GateResult] = ()) -> str:
@@ -60,134 +113,98 @@ def to_html(comparison: Comparison, *, title: str, gates: Sequence[GateResult] =
     Raises:
         UsageError: matplotlib, which draws the plots, is not installed.
     """
-    parts = [
-        _head(comparison, title, gates),
-        _losses(comparison),
-        _gates(gates),
-        _plots(comparison),
-        _tasks(comparison),
-        _speed(comparison),
-        _more(comparison),
-        _notes(comparison),
-        _columns(comparison),
-        _worst(comparison),
-        _samples(comparison),
-        _layers(comparison),
-        _conditions(comparison),
-    ]
-    body = "\n".join(filter(None, parts))
-    return f"""<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy" content="{POLICY}">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta name="generator" content="llmc {llmc.__version__}">
-<title>{_text(title)}</title>
-<style>
-{_style()}</style>
-</head>
-<body>
-<main>
-{body}
-<footer>
-<p>Written by llmc {llmc.__version__}. <code>script#comparison</code> of this file holds all figures as JSON.</p>
-</footer>
-</main>
-{_data("comparison", comparison.to_json())}
-{_data("gates", [vars(gate) for gate in gates]) if gates else ""}
-</body>
-</html>
-"""
+    columns = measured_columns(comparison)
+    first = [column for column in columns if column.first]
+    others = [column for column in columns if not column.first]
+    return str(
+        _template().render(
+            title=title,
+            version=llmc.__version__,
+            style=_style(),
+            summary=_summary(comparison, gates),
+            losses=_figures(comparison, first, "The smallest first; in brackets 95 % intervals.", marked=True),
+            more_losses=_figures(comparison, others, "The same models.") if others else None,
+            mark_note=mark_note(comparison),
+            gates=_gates(gates) if gates else None,
+            plots=plots(comparison),
+            tasks=_tasks(comparison),
+            speed=_speed(comparison),
+            more=_more(comparison),
+            notes=notes(comparison),
+            columns=[(column.heading, column.says) for column in columns],
+            interval_note=interval_note(comparison),
+            worst=_worst(comparison),
+            samples=_samples(comparison),
+            blocks=_blocks(comparison),
+            matrices=_matrices(comparison),
+            conditions=_conditions(comparison),
+            comparison=comparison.to_json(),
+            gate_results=[vars(gate) for gate in gates],
+        )
+    )
 
 
-def _text(value: str) -> str:
-    """What is shown of a string from outside: on one line, without control characters, with all markup escaped."""
-    return html.escape(printable(" ".join(value.split())), quote=True)
+@cache
+def _template() -> Any:
+    from jinja2 import Environment, StrictUndefined
+    from markupsafe import Markup, escape
+
+    made = Environment(
+        autoescape=True, undefined=StrictUndefined, finalize=_one_line, trim_blocks=True, keep_trailing_newline=True
+    )
+    made.filters["lines"] = lambda text: Markup("\n").join(
+        escape(printable(line.expandtabs())) for line in text.splitlines()
+    )
+    made.filters["json"] = _json
+    made.filters["drawing"] = Markup  # our own
+    text = Path(__file__).with_name("report.html.jinja").read_text(encoding="utf-8")
+    return made.from_string(text)
 
 
-def _lines(value: str) -> str:
-    """The same, with its line breaks, for `<pre>`."""
-    return "\n".join(html.escape(printable(line.expandtabs()), quote=True) for line in value.splitlines())
+def _one_line(value: Any) -> Any:
+    """What is shown of a string from outside: on one line, without control characters; markup of ours as it is."""
+    return value if hasattr(value, "__html__") else printable(" ".join(str(value).split()))
 
 
-def _style() -> str:
+def _json(document: Any) -> Any:
+    """JSON for a block that is not run; it holds no `<` that could end the block."""
+    from markupsafe import Markup
+
+    return Markup(json.dumps(document, ensure_ascii=True, allow_nan=False).replace("<", "\\u003c"))
+
+
+def _style() -> Any:
     """The style sheet, with the colours of the models for each theme."""
-    sheet = files("llmc.eval").joinpath("report.css").read_text(encoding="utf-8")
+    from markupsafe import Markup
+
+    sheet = Path(__file__).with_name("report.css").read_text(encoding="utf-8")
     for theme, word in enumerate(("LIGHT", "DARK")):
         sheet = sheet.replace(word, " ".join(f"--model-{i}: {pair[theme]};" for i, pair in enumerate(PALETTE)))
-    return sheet
-
-
-def _data(name: str, document: Any) -> str:
-    """JSON in a block that is not run; it holds no `<` that could end the block."""
-    text = json.dumps(document, ensure_ascii=True, allow_nan=False).replace("<", "\\u003c")
-    return f'<script type="application/json" id="{name}">{text}</script>'
-
-
-def _section(heading: str, *parts: str) -> str:
-    inner = "\n".join(filter(None, parts))
-    return f"<section>\n<h2>{heading}</h2>\n{inner}\n</section>"
-
-
-def _table(
-    caption: str, headings: Sequence[str], rows: Iterable[str], *, kind: str = "cards", words: Sequence[int] = ()
-) -> str:
-    """A table in a box of its own, which scrolls where the page is narrow. Everything given is HTML."""
-    names = [f'<th scope="col"{_words(i in words or i == 0)}>{name}</th>' for i, name in enumerate(headings)]
-    return (
-        f'<div class="box {kind}" role="region" aria-label="{caption}" tabindex="0">\n<table>\n'
-        f"<caption>{caption}</caption>\n<thead><tr>{''.join(names)}</tr></thead>\n<tbody>\n"
-        + "\n".join(rows)
-        + "\n</tbody>\n</table>\n</div>"
-    )
+    return Markup(sheet)
 
 
 def _sentence(title: str) -> str:
     return f"{title[0].upper()}{title[1:]}."
 
 
-def _words(left: bool) -> str:
-    return ' class="words"' if left else ""
-
-
-def _cell(pair: tuple[str, str], label: str) -> str:
-    """A figure and its interval, with the heading for where rows are shown as cards."""
-    interval = f' <span class="interval">{_text(pair[1])}</span>' if pair[1] else ""
-    return f'<td data-label="{label}"><span>{_text(pair[0])}{interval}</span></td>'
-
-
-def _paragraph(text: str) -> str:
-    return f"<p>{_text(text)}</p>" if text else ""
-
-
-def _name(comparison: Comparison, row: Row) -> str:
-    """The label of a row beside the colour it has in the plots."""
+def _name(comparison: Comparison, row: Row) -> Name:
     index = comparison.rows.index(row) % len(PALETTE)
-    kind = " control" if row.control_of else ""
-    fill = "transparent" if row.dominated_by else f"var(--model-{index})"
-    style = f"border-color: var(--model-{index}); background: {fill}"
-    swatch = f'<span class="swatch{kind}" style="{style}" aria-hidden="true"></span>'
-    return f'<span class="name">{swatch}{_text(row.label)}</span>'
+    return Name(row.label, index, control=row.control_of is not None, filled=row.dominated_by is None)
 
 
-def _names(comparison: Comparison) -> list[str]:
+def _names(comparison: Comparison) -> list[Name]:
     """Of the original, and of each row."""
-    return [
-        f'<span class="name">{_text(comparison.original.model)} <span class="quiet">(original)</span></span>',
-        *(_name(comparison, row) for row in comparison.rows),
-    ]
+    return [Name(comparison.original.model), *(_name(comparison, row) for row in comparison.rows)]
 
 
 def _reports(comparison: Comparison) -> list[EvalReport]:
     return [report for _, report, _ in named_reports(comparison)]
 
 
-def _head(comparison: Comparison, title: str, gates: Sequence[GateResult]) -> str:
-    """Heading, what was compared, and in a sentence what came out."""
+def _summary(comparison: Comparison, gates: Sequence[GateResult]) -> list[str]:
+    """What was compared, and in a sentence what came out."""
     count, original = len(comparison.rows), comparison.original
-    models = f"{count} model{'' if count == 1 else 's'} against {original.model}"
-    lines = [f"{models}: {original.conditions()}."]
+    lines = [f"{count} model{'' if count == 1 else 's'} against {original.model}: {original.conditions()}."]
     front = [row.label for row in comparison.rows if row.dominated_by is None]
     if comparison.loss is not None and count > 1:
         loss = LOSS_NAMES[comparison.loss]
@@ -199,28 +216,22 @@ def _head(comparison: Comparison, title: str, gates: Sequence[GateResult]) -> st
     if gates:
         counts = [f"{sum(g.outcome == kind for g in gates)} {kind}" for kind in OUTCOMES]
         lines.append(f"Gates: {', '.join(counts)}.")
-    return f"<header>\n<h1>{_text(title)}</h1>\n" + "\n".join(map(_paragraph, lines)) + "\n</header>"
+    return lines
 
 
-def _gates(gates: Sequence[GateResult]) -> str:
+def _gates(gates: Sequence[GateResult]) -> Grid:
     """What the models had to reach, and whether they did, in words."""
-    if not gates:
-        return ""
-    rows = [
-        f'<tr><th scope="row">{_text(gate.text)}{_of_model(gate)}</th>'
-        f'<td class="words"><span class="{gate.outcome if gate.outcome in OUTCOMES else "failed"}">'
-        f"{_text(OUTCOMES.get(gate.outcome, gate.outcome))}</span></td>"
-        + _cell((_figure(gate.value), _edges(gate.interval)), "value")
-        + _cell((_figure(gate.limit), ""), "limit")
-        + "</tr>"
-        for gate in gates
-    ]
+    rows = []
+    for gate in gates:
+        outcome = gate.outcome if gate.outcome in OUTCOMES else "failed"
+        cells = [
+            Cell(OUTCOMES.get(gate.outcome, gate.outcome), label=None, words=True, kind=outcome),
+            Cell(_figure(gate.value), _edges(gate.interval), "value"),
+            Cell(_figure(gate.limit), label="limit"),
+        ]
+        rows.append(Line(gate.text, cells, below=gate.model or ""))
     caption = "A gate with an interval passes or fails when its whole interval does."
-    return _section("Gates", _table(caption, ("gate", "outcome", "value", "limit"), rows, words=(1,)))
-
-
-def _of_model(gate: GateResult) -> str:
-    return f'<br><span class="interval">{_text(gate.model)}</span>' if gate.model else ""
+    return Grid(caption, ("gate", "outcome", "value", "limit"), rows, words=(1,))
 
 
 def _figure(value: float | None) -> str:
@@ -233,144 +244,118 @@ def _edges(interval: tuple[float, float] | None) -> str:
     return "" if interval is None else f"[{interval[0]:.5g}, {interval[1]:.5g}]"
 
 
-def _losses(comparison: Comparison) -> str:
-    """One row per model: what it weighs, what it lost, and whether another one makes it pointless."""
-    columns = measured_columns(comparison)
-    caption = "The smallest first; in brackets 95 % intervals."
-    table = _figures(comparison, [column for column in columns if column.first], caption, marked=True)
-    others = [column for column in columns if not column.first]
-    more = [_folded("More figures", _figures(comparison, others, "The same models."))] if others else []
-    return _section("Size and loss", table, _paragraph(mark_note(comparison)), *more)
-
-
-def _figures(comparison: Comparison, columns: Sequence[Column], caption: str, *, marked: bool = False) -> str:
-    """A table of these columns; with `marked`, what a reader has to know of a row below its name."""
+def _figures(comparison: Comparison, columns: Sequence[Column], caption: str, *, marked: bool = False) -> Grid:
+    """One row per model; with `marked`, what a reader has to know of it below its name."""
     rows = []
     for name, (_, report, words) in zip(_names(comparison), named_reports(comparison), strict=True):
-        told = f'<span class="mark">{_text(words)}</span>' if marked and words else ""
-        kind = ' class="dominated"' if "dominated" in words and marked else ""
-        cells = "".join(_cell(column.cell(report, comparison.original), column.heading) for column in columns)
-        rows.append(f'<tr{kind}><th scope="row">{name}{told}</th>{cells}</tr>')
-    return _table(caption, ["model", *(column.heading for column in columns)], rows)
+        cells = [Cell(*column.cell(report, comparison.original), column.heading) for column in columns]
+        mark = words if marked else ""
+        rows.append(Line(name, cells, mark=mark, dominated="dominated" in mark))
+    return Grid(caption, ["model", *(column.heading for column in columns)], rows)
 
 
-def _plots(comparison: Comparison) -> str:
-    drawn = [
-        f"<figure>\n{plot.svg}\n<figcaption><b>{plot.title}.</b> {plot.says}</figcaption>\n</figure>"
-        for plot in plots(comparison)
-    ]
-    return _section("Plots", '<div class="plots">', *drawn, "</div>") if drawn else ""
-
-
-def _tasks(comparison: Comparison) -> str:
+def _tasks(comparison: Comparison) -> list[Grid]:
     """One row per task, one column per model."""
-    names = task_names(comparison)
-    if not names:
-        return ""
     reports, labels, rows = _reports(comparison), [name for name, _, _ in named_reports(comparison)], []
-    for name in names:
+    for name in task_names(comparison):
         found = [task_of(report, name) for report in reports]
         first = next(task for task in found if task is not None)
-        items = f'<br><span class="interval">{first.items:,} items, {_text(first.metric)}</span>'
-        chance = UNRESOLVED if first.chance is None else f"{first.chance:.1%}"
-        cells = "".join(_cell(task_cell(task), _text(label)) for task, label in zip(found, labels, strict=True))
-        rows.append(f'<tr><th scope="row">{_text(name)}{items}</th>{_cell((chance, ""), "chance")}{cells}</tr>')
-    headings = ("task", "chance", *_names(comparison))
-    return _section("Tasks", _table(_sentence(TASK_TITLE), headings, rows))
+        chance = Cell(UNRESOLVED if first.chance is None else f"{first.chance:.1%}", label="chance")
+        cells = [Cell(*task_cell(task), label) for task, label in zip(found, labels, strict=True)]
+        rows.append(Line(name, [chance, *cells], below=f"{first.items:,} items, {first.metric}"))
+    return [Grid(_sentence(TASK_TITLE), ("task", "chance", *_names(comparison)), rows)] if rows else []
 
 
-def _speed(comparison: Comparison) -> str:
+def _speed(comparison: Comparison) -> list[Grid]:
     reports = _reports(comparison)
     keys = [key for key in SPEED if any((report.speed or {}).get(key) is not None for report in reports)]
-    if not keys:
-        return ""
     rows = [
-        f'<tr><th scope="row">{name}</th>'
-        + "".join(_cell(speed_cell(report, key), SPEED[key][0]) for key in keys)
-        + "</tr>"
+        Line(name, [Cell(*speed_cell(report, key), SPEED[key][0]) for key in keys])
         for name, report in zip(_names(comparison), reports, strict=True)
         if report.speed
     ]
-    return _section("Speed", _table(_sentence(SPEED_TITLE), ("model", *(SPEED[key][0] for key in keys)), rows))
+    return [Grid(_sentence(SPEED_TITLE), ("model", *(SPEED[key][0] for key in keys)), rows)] if keys else []
 
 
-def _more(comparison: Comparison) -> str:
-    """Sections that only some evaluations have."""
-    names = _names(comparison)
-    parts = []
+def _more(comparison: Comparison) -> list[Grid]:
+    """What only some evaluations have."""
+    grids = []
     for section in sections([(name, report) for name, report, _ in named_reports(comparison)]):
-        columns = [*map(_text, section.columns)]
         rows = [
-            f'<tr><th scope="row">{name}</th>{"".join(map(_cell, cells, columns))}</tr>'
-            for name, (_, cells) in zip(names, section.rows, strict=True)
+            Line(name, [Cell(*pair, column) for pair, column in zip(cells, section.columns, strict=True)])
+            for name, (_, cells) in zip(_names(comparison), section.rows, strict=True)
         ]
-        parts.append(_table(_text(_sentence(section.title)), ("model", *columns), rows))
-    return _section("More", *parts) if parts else ""
+        grids.append(Grid(_sentence(section.title), ("model", *section.columns), rows))
+    return grids
 
 
-def _notes(comparison: Comparison) -> str:
-    found = notes(comparison)
-    return _section("Notes", "<ul>", *(f"<li>{_text(note)}</li>" for note in found), "</ul>") if found else ""
-
-
-def _columns(comparison: Comparison) -> str:
-    """How to read each column, in one sentence."""
-    told = [f"<dt>{column.heading}</dt><dd>{_text(column.says)}</dd>" for column in measured_columns(comparison)]
-    return _section("How to read it", "<dl>", *told, "</dl>", _paragraph(interval_note(comparison)))
-
-
-def _folded(summary: str, *parts: str) -> str:
-    inner = "\n".join(parts)
-    return f"<details>\n<summary>{summary}</summary>\n{inner}\n</details>"
-
-
-def _worst(comparison: Comparison) -> str:
+def _worst(comparison: Comparison) -> Grid | None:
     """The windows that each model changes most."""
-    rows = [
-        f'<tr><th scope="row">{_name(comparison, row)}</th>'
-        f'<td data-label="tokens">{place["first"]:,} to {place["end"] - 1:,}</td>'
-        f'<td data-label="KL, nats">{short(place["kl"])}</td><td class="words">{_text(place["text"])}</td></tr>'
-        for row in comparison.rows
-        for place in row.report.worst
-    ]
-    headings = ("model", "tokens", "KL, nats", "how the text begins")
+    rows = []
+    for row in comparison.rows:
+        for place in row.report.worst:
+            cells = [
+                Cell(f"{place['first']:,} to {place['end'] - 1:,}", label="tokens"),
+                Cell(short(place["kl"]), label="KL, nats"),
+                Cell(place["text"], label=None, words=True),
+            ]
+            rows.append(Line(_name(comparison, row), cells))
     caption = "The windows of the text with the highest mean KL of each model."
-    return _folded("Worst windows", _table(caption, headings, rows, words=(3,))) if rows else ""
+    return Grid(caption, ("model", "tokens", "KL, nats", "how the text begins"), rows, words=(3,)) if rows else None
 
 
-def _samples(comparison: Comparison) -> str:
-    """What each model says after each prompt, the original first."""
-    parts: list[str] = []
-    prompts = dict.fromkeys(sample.prompt for row in comparison.rows for sample in row.report.samples)
-    for prompt in prompts:
-        parts.append(f"<h3>After “{_text(prompt)}”</h3>")
+def _samples(comparison: Comparison) -> list[tuple[str, list[tuple[Name, str]]]]:
+    """Each prompt with what each model says after it, the original first."""
+    parts = []
+    for prompt in dict.fromkeys(sample.prompt for row in comparison.rows for sample in row.report.samples):
         said = [(row, s) for row in comparison.rows for s in row.report.samples if s.prompt == prompt]
-        if said[0][1].original is not None:
-            parts.append(f"<div>{_names(comparison)[0]}</div><pre>{_lines(said[0][1].original)}</pre>")
-        parts += [f"<div>{_name(comparison, row)}</div><pre>{_lines(s.compressed)}</pre>" for row, s in said]
-    return _folded("Greedy continuations", *parts) if parts else ""
+        texts = [(_name(comparison, row), sample.compressed) for row, sample in said]
+        original = said[0][1].original
+        parts.append((prompt, texts if original is None else [(_names(comparison)[0], original), *texts]))
+    return parts
 
 
-def _layers(comparison: Comparison) -> str:
+def _blocks(comparison: Comparison) -> Grid | None:
     """The figures of the plot of blocks."""
-    blocks = list(dict.fromkeys(block for row in comparison.rows for block in row.report.layer_error))
-    rows = [
-        f'<tr><th scope="row">{_text(block)}</th>'
-        + "".join(_cell((_error(row.report, block), ""), "") for row in comparison.rows)
-        + "</tr>"
-        for block in blocks
-    ]
-    headings = ("block", *_names(comparison)[1:])
+    errors = [row.report.layer_error for row in comparison.rows]
     caption = "Squared error of the outputs of a block, divided by their squared size."
-    return _folded("Error per block", _table(caption, headings, rows, kind="")) if blocks else ""
+    return _by_place(comparison, "block", caption, lambda i, block: (_error(errors[i].get(block)), ""), errors)
 
 
-def _error(report: EvalReport, block: str) -> str:
-    value = report.layer_error.get(block)
+def _matrices(comparison: Comparison) -> Grid | None:
+    """What the run that wrote each model measured of each matrix."""
+    errors = [row.report.matrix_error for row in comparison.rows]
+    caption = (
+        "Squared error of the outputs of a matrix on calibration tokens, divided by their squared size, where the run "
+        "measured it; below it the signal-to-noise ratio of the weights."
+    )
+
+    def cell(i: int, matrix: str) -> tuple[str, str]:
+        found = errors[i].get(matrix, {})
+        ratio = found.get("snr_db")
+        return _error(found.get("output_error")), "" if ratio is None else f"{ratio:.1f} dB"
+
+    return _by_place(comparison, "matrix", caption, cell, errors)
+
+
+def _by_place(
+    comparison: Comparison,
+    what: str,
+    caption: str,
+    cell: Callable[[int, str], tuple[str, str]],
+    errors: Sequence[Iterable[str]],
+) -> Grid | None:
+    """One row per block or matrix, one column per model."""
+    places = list(dict.fromkeys(place for each in errors for place in each))
+    rows = [Line(place, [Cell(*cell(i, place)) for i in range(len(errors))]) for place in places]
+    return Grid(caption, (what, *_names(comparison)[1:]), rows, cards=False) if rows else None
+
+
+def _error(value: float | None) -> str:
     return UNRESOLVED if value is None else short(value)
 
 
-def _conditions(comparison: Comparison) -> str:
+def _conditions(comparison: Comparison) -> list[tuple[str, str]]:
     """What has to be equal for the same figures."""
     original, reports = comparison.original, _reports(comparison)
     told = {
@@ -382,8 +367,7 @@ def _conditions(comparison: Comparison) -> str:
         "llmc": llmc.__version__,
     }
     told |= {f"task {task.name}": f"{task.items:,} items, SHA-256 {task.sha256}" for task in original.tasks}
-    lines = [f"<dt>{_text(key)}</dt><dd>{_text(value)}</dd>" for key, value in told.items() if value is not None]
-    return _section("How it was measured", "<dl>", *lines, "</dl>")
+    return [(key, value) for key, value in told.items() if value is not None]
 
 
 def _source(source: Source) -> str:

@@ -216,6 +216,7 @@ def _report(mine: Subject, original: Subject | None, conditions: Conditions, fig
         bits_per_weight=mine.sizes.bits_per_weight,
         overhead_bits_per_weight=mine.sizes.overhead_bits_per_weight,
         model_bits_per_weight=mine.sizes.model_bits_per_weight,
+        matrix_error=mine.matrix_error,
         dtype=str(mine.dtype).removeprefix("torch."),
         tokenizer=mine.tokenizer_source,
         context=conditions.context,

@@ -12,7 +12,7 @@ from llmc.eval.section_tables import sections
 from llmc.eval.task_report import TaskReport
 from llmc.eval.task_report import columns as task_columns
 from llmc.markdown import code, plain, row, rule
-from llmc.structure import Table
+from llmc.structure import Table, size
 
 UNRESOLVED = "-"
 COMPARED = ("perplexity ratio", "KL divergence, nats", "KL, median", "KL, 99th percentile", "top-1 agreement")
@@ -53,6 +53,8 @@ class EvalReport:
         bits_per_byte: negative log-likelihood of the text in bits / its bytes: comparable across tokenizers.
         overhead_bits_per_weight: what of `bits_per_weight` is not codes: scales, zero points, shapes.
         layer_error: path of a block -> |y - y_original|^2 / |y_original|^2 of its outputs, each model fed by itself.
+        matrix_error: name of a matrix -> `output_error` (the same of its outputs on calibration text) and `snr_db`
+            (of its weights), as far as the run that wrote the model measured them.
         speed: load_seconds, load_mb_per_s, prefill_tokens_per_s, decode_tokens_per_s, peak_memory_bytes, and the
             `ranges` (lowest and highest) of what was repeated; None unless it was asked for.
         embeddings: of an encoder, see `llmc.eval.similarity`; None of other models.
@@ -92,6 +94,7 @@ class EvalReport:
     original_bits_per_byte: float | None = None
     overhead_bits_per_weight: float = 0.0
     layer_error: dict[str, float] = field(default_factory=dict)
+    matrix_error: dict[str, dict[str, float]] = field(default_factory=dict)
     speed: dict[str, Any] | None = None
     embeddings: dict[str, Any] | None = None
     degeneration: dict[str, Any] | None = None
@@ -105,6 +108,9 @@ class EvalReport:
         }
         document["intervals"] = {name: [_number(low), _number(high)] for name, (low, high) in self.intervals.items()}
         document["layer_error"] = {block: _number(value) for block, value in self.layer_error.items()}
+        document["matrix_error"] = {
+            name: {key: _number(value) for key, value in found.items()} for name, found in self.matrix_error.items()
+        }
         document["tokenizer"] = vars(self.tokenizer).copy()
         document["text"] = self.text and vars(self.text).copy()
         document["tasks"] = {task.name: task.to_json() for task in self.tasks}
@@ -124,9 +130,9 @@ class EvalReport:
             ("top-1 agreement", "1", self._cell("top1_agreement", self.top1_agreement)),
         ]
         sizes = [
-            ("weight bytes", _count(self.original_weight_bytes), _count(self.weight_bytes)),
-            ("bits_per_weight", _figure(self.original_bits_per_weight), _figure(self.bits_per_weight)),
-            ("bits_per_weight, model", _figure(self.original_bits_per_weight), _figure(self.model_bits_per_weight)),
+            ("weights", _size(self.original_weight_bytes), _size(self.weight_bytes)),
+            ("bits/weight", _figure(self.original_bits_per_weight), _figure(self.bits_per_weight)),
+            ("bits/weight, model", _figure(self.original_bits_per_weight), _figure(self.model_bits_per_weight)),
         ]
         rows = (measured if self.perplexity is not None else []) + sizes
         if self.against is None:
@@ -206,5 +212,5 @@ def _figure(value: float | None) -> str:
     return UNRESOLVED if value is None else f"{value:.5g}"
 
 
-def _count(value: int | None) -> str:
-    return UNRESOLVED if value is None else f"{value:,}"
+def _size(value: int | None) -> str:
+    return UNRESOLVED if value is None else size(value)

@@ -85,11 +85,12 @@ def without_quantization(config: Any) -> Any:
 def _targeted(tensors: Stored) -> dict[str, float]:
     """What the encoded matrices take, by name of the field; empty where there are none."""
     packed = tensors.packed.values()
-    if not packed:
+    trellises = tensors.trellises
+    elements = sum(p.numel for p in packed) + sum(entry.numel for entry in trellises)
+    if not elements:
         return {}
-    elements = sum(p.numel for p in packed)
-    total = sum(tensors.bytes_of(p) for p in packed)
-    codes = sum(tensors.sizes[p.codes.name] for p in packed)
+    codes = sum(tensors.sizes[p.codes.name] for p in packed) + sum(tensors.sizes[entry.name] for entry in trellises)
+    total = codes + sum(tensors.bytes_of(p) - tensors.sizes[p.codes.name] for p in packed)
     return {
         "targeted_bits_per_weight": 8 * total / elements,
         "overhead_bits_per_weight": 8 * (total - codes) / elements,

@@ -6,8 +6,8 @@ import gc
 import hashlib
 import re
 import time
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Callable, Mapping
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -90,15 +90,35 @@ class Subject:
     @property
     def made(self) -> tuple[str, ...]:
         """What was done to it, as its manifest says: method, width, groups, format, calibration; none without one."""
+        manifest = self._manifest
         try:
-            manifest = read_manifest(self.folder) or {}
             parts = [method_line(manifest["recipe"], manifest["sizes"]), f"format {manifest['format']}"]
             text = manifest.get("calibration")
             if text:
                 parts.append(f"calibrated on {text['source']}, {text['samples']} x {text['sequence_length']} tokens")
             return ("; ".join(parts),) if manifest["recipe"].get("stages") else ()
-        except (LlmcError, LookupError, TypeError, ValueError, AttributeError):  # of a manifest that says no such thing
+        except (LookupError, TypeError, ValueError, AttributeError):  # of a manifest that says no such thing
             return ()
+
+    @property
+    def matrix_error(self) -> dict[str, dict[str, float]]:
+        """Name of a matrix -> `output_error` and `snr_db`, as its manifest says; empty without one."""
+        found: dict[str, dict[str, float]] = {}
+        try:
+            for row in self._manifest["targets"]:
+                figures = {"output_error": row["notes"].get("relative_error"), "snr_db": row["snr_db"]}
+                found[str(row["target"])] = {k: float(v) for k, v in figures.items() if v is not None}
+        except (LookupError, TypeError, ValueError, AttributeError):  # of a manifest that says no such thing
+            return {}
+        return found
+
+    @cached_property
+    def _manifest(self) -> Mapping[str, Any]:
+        """What the run that wrote the folder says of it; empty where it says nothing that can be read."""
+        try:
+            return read_manifest(self.folder) or {}
+        except LlmcError:
+            return {}
 
     @property
     def tokenizer_source(self) -> Source:
