@@ -13,7 +13,7 @@ demo: .venv/installed
 test: .venv/installed
 	.venv/bin/pytest
 
-.venv/installed: pyproject.toml constraints.txt CMakeLists.txt $(wildcard src/llmc/native/*)
+.venv/installed: pyproject.toml constraints.txt CMakeLists.txt $(shell find src/llmc -name __init__.py) $(wildcard src/llmc/native/*)
 	@$(PYTHON) -c 'import sys; sys.exit("llmc needs Python 3.11 or newer: make PYTHON=python3.12" if sys.version_info < (3, 11) else 0)'
 	@echo "creating .venv: a few minutes the first time"
 	$(PYTHON) -m venv .venv

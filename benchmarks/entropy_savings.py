@@ -27,12 +27,12 @@ import numpy as np
 from measuring import machine, markdown
 
 import llmc
-from llmc.checkpoint import Checkpoint
-from llmc.config import read_config
+from llmc.encodings.coding.packing import unpack_rows
+from llmc.encodings.coding.tensor_coder import entropy
 from llmc.errors import LlmcError
-from llmc.formats.packing import unpack_rows
-from llmc.formats.tensor_coder import entropy
-from llmc.stored import Stored, stored
+from llmc.models.checkpoint import Checkpoint
+from llmc.models.config import read_config
+from llmc.models.tensors import Stored, stored
 
 METHODS = ("rtn", "gptq")
 WIDTHS = (2, 3, 4, 8)

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from measuring import Usage, machine, measured
 
-IMPORTS = "import llmc.comparing; from transformers import AutoModelForCausalLM, AutoTokenizer"
+IMPORTS = "import llmc.pipeline.compare; from transformers import AutoModelForCausalLM, AutoTokenizer"
 
 
 def evaluated(options: argparse.Namespace, folder: str, tokens: int, cache: Path | None, scratch: Path) -> Usage:

@@ -19,9 +19,9 @@ import torch
 from llmc.calibration.statistics import Hessian
 from llmc.compressors.cholesky import factor_upper
 from llmc.compressors.gptq import Gptq
-from llmc.compressors.parallel import run_single
 from llmc.compressors.rtn import Rtn
-from llmc.structure import Context
+from llmc.results import Context
+from llmc.threads import run_single
 
 PRODUCT = 2048  # size of the reference matrix product
 TOKENS = 512

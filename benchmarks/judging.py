@@ -10,12 +10,12 @@ import numpy as np
 import torch
 
 import llmc
-from llmc.eval.intervals import paired_intervals
+from llmc.eval.reports.intervals import paired_intervals
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from llmc.eval import EvalReport
+    from llmc.eval.reports.report import EvalReport
 
 
 @dataclass(frozen=True)

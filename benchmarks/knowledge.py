@@ -24,8 +24,8 @@ import llmc
 from llmc.embedded import tiny_model_path, write_texts
 
 if TYPE_CHECKING:
-    from llmc.eval import EvalReport
-    from llmc.eval.task_report import TaskReport
+    from llmc.eval.reports.report import EvalReport
+    from llmc.eval.reports.task_report import TaskReport
 
 KINDS = ("recall", "in_context", "copy", "multi_hop", "story")
 SHARES = (0.25, 0.35, 0.5)

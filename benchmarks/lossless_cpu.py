@@ -22,7 +22,7 @@ import torch
 from measuring import best_times, machine, markdown
 
 from llmc import read_tensors
-from llmc.formats import bitmaps, planes, rans
+from llmc.encodings.coding import bitmaps, planes, rans
 
 HOW = {"balanced": planes.BALANCED["bfloat16"], "small": planes.SMALL["bfloat16"], "fast": planes.FAST["bfloat16"]}
 

@@ -18,8 +18,8 @@ import torch
 from lossless_cpu import weights
 from measuring import best_times, markdown
 
+from llmc.encodings.coding import bitmaps, gpu, planes, rans
 from llmc.errors import UnsupportedError
-from llmc.formats import bitmaps, gpu, planes, rans
 
 BF16 = planes.BALANCED["bfloat16"]
 CHUNKS, LANES = (1 << 12, 1 << 14, 1 << 16), (32, 64, 128)

@@ -23,7 +23,7 @@ from measuring import machine, markdown, threads_environment
 CHILD = """
 import json, resource, sys, time
 import torch, llmc, llmc.hf
-from llmc.runtime.opening import model_class
+from llmc.models.classes import model_class
 path, resident = sys.argv[1:]
 kind = model_class(__import__("pathlib").Path(path))
 base = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -26,9 +26,9 @@ import torch
 from measuring import machine, markdown
 
 import llmc
-from llmc.formats.tensor_coder import MODES, entropy
-from llmc.safetensors_file import load, read_folder
-from llmc.safetensors_header import TensorEntry
+from llmc.encodings.coding.tensor_coder import MODES, entropy
+from llmc.files.header import TensorEntry
+from llmc.files.safetensors import load, read_folder
 
 SLICE = 64 << 20
 LARGE = 1_000_000

@@ -14,13 +14,14 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 import llmc
-from llmc.artifact import raw_bytes
-from llmc.coded_files import CodedTensors, is_coded
-from llmc.config import read_config
-from llmc.formats import CONTAINERS, tensor_coder
-from llmc.formats.coded_head import TRELLIS
-from llmc.manifest import MANIFEST, SUMS, dump_json
-from llmc.stored import stored
+from llmc.artifacts.artifact import raw_bytes
+from llmc.encodings.coding import tensor_coder
+from llmc.encodings.coding.coded_head import TRELLIS
+from llmc.files.manifest import MANIFEST, SUMS, dump_json
+from llmc.formats import CONTAINERS
+from llmc.formats.coded_files import CodedTensors, is_coded
+from llmc.models.config import read_config
+from llmc.models.tensors import stored
 
 
 @dataclass(frozen=True)

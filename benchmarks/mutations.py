@@ -25,15 +25,15 @@ from random_llama import Shape, write_random_llama
 from safetensors.torch import load_file, save_file
 
 import llmc
-from llmc.against import signal_to_noise
-from llmc.artifact import raw_bytes
-from llmc.checkpoint import Checkpoint
-from llmc.coded_files import CodedTensors, is_coded
-from llmc.config import read_config
-from llmc.encoding import bond
-from llmc.lossless_verification import crc_of
-from llmc.manifest import MANIFEST, write_manifest
-from llmc.stored import stored
+from llmc.artifacts.against import signal_to_noise
+from llmc.artifacts.artifact import raw_bytes
+from llmc.artifacts.lossless.check import crc_of
+from llmc.artifacts.store import bond
+from llmc.files.manifest import MANIFEST, write_manifest
+from llmc.formats.coded_files import CodedTensors, is_coded
+from llmc.models.checkpoint import Checkpoint
+from llmc.models.config import read_config
+from llmc.models.tensors import stored
 
 RTN: dict[str, Any] = {"method": "rtn", "group_size": 32}
 

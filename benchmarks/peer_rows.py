@@ -13,7 +13,7 @@ from measuring import Usage, markdown
 if TYPE_CHECKING:
     from judging import Difference
 
-    from llmc.eval import EvalReport
+    from llmc.eval.reports.report import EvalReport
 
 OURS = "llmc"
 FIGURES = ("cpu_s", "wall_s", "peak_rss_mb")

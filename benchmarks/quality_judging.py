@@ -158,7 +158,7 @@ def weights_of(model: Path) -> tuple[int, int]:
     """Number of weights of the block matrices, and of embedding and head (a tied one once)."""
     from peers.dense import BLOCK, EMBEDDING
 
-    from llmc.safetensors_file import read_folder
+    from llmc.files.safetensors import read_folder
 
     shapes = {name: int(np.prod(entry.shape)) for name, entry in read_folder(model).items()}
     blocks, embedding = (sum(n for name, n in shapes.items() if kind.search(name)) for kind in (BLOCK, EMBEDDING))

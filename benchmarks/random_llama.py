@@ -23,7 +23,7 @@ from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import ByteLevel
 from transformers import LlamaConfig, PreTrainedTokenizerFast
 
-from llmc.safetensors_header import write_header
+from llmc.files.header import write_header
 
 SPREAD = 0.25  # of the logarithm of a row's scale
 SLAB = 1 << 22  # weights made at once

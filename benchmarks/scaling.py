@@ -113,8 +113,8 @@ def probe(threads: int | None) -> Memory:
 
     from llmc import _native
     from llmc.compressors.rtn import Rtn
-    from llmc.formats import int_kernel
-    from llmc.structure import Context
+    from llmc.encodings import int_kernel
+    from llmc.results import Context
 
     torch.set_num_threads(threads or torch.get_num_threads())
     extension, definition = f"extension ({int_kernel.paths()[-1]})", f"torch {torch.__version__}"
@@ -146,7 +146,9 @@ def _seconds(work: Callable[[], object]) -> float:
 
 
 def _imports(place: Path, options: argparse.Namespace) -> Usage:
-    lines = "import llmc.cli.quantize, llmc.pipeline, transformers.models.llama.modeling_llama, rich.progress, typer"
+    lines = (
+        "import llmc.cli.quantize, llmc.pipeline.run, transformers.models.llama.modeling_llama, rich.progress, typer"
+    )
     command, environment = [sys.executable, "-c", lines], threads_environment(options.threads)
     runs = [measured(command, place / "log", environment) for _ in range(2)]  # the first one reads from disk
     return min(runs, key=lambda run: run.wall_s)

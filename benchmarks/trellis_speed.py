@@ -18,10 +18,11 @@ import torch
 from llmc.calibration.statistics import Hessian
 from llmc.compressors.feedback import by_activity, prepare
 from llmc.compressors.trellis import SEGMENTS, Search, Trellis
-from llmc.formats import rans, trellis_kernel
-from llmc.formats.encoded import Encoded
-from llmc.formats.trellis import MACHINES, FittedTrellis, encoded
-from llmc.structure import Context
+from llmc.encodings import trellis_search as trellis_kernel
+from llmc.encodings.coding import rans
+from llmc.encodings.encoded import Encoded
+from llmc.encodings.trellis import MACHINES, FittedTrellis, encoded
+from llmc.results import Context
 
 SLAB = 16
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}

@@ -14,9 +14,10 @@ import numpy as np
 from safetensors.torch import load_file, save_file
 from tiny_models import build, corpus
 
-from llmc.eval import EvalReport, evaluate
-from llmc.eval.comparison import Comparison, Row, compared
-from llmc.eval.metrics import WindowSums
+from llmc.eval.evaluation import evaluate
+from llmc.eval.measures.metrics import WindowSums
+from llmc.eval.reports.comparison import Comparison, Row, compared
+from llmc.eval.reports.report import EvalReport
 
 HOSTILE = "</script><img src=x onerror=alert(1)>|`a``b`\\| **c** [d](http://e) @f $g$ _\x1b[31m\u202e"
 """A name that no page, table or plot may act on."""

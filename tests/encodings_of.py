@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import torch
 
+from llmc.encodings.encoded import Encoded, Grid, Plane, group_count
+from llmc.encodings.int_grid import IntGrid
 from llmc.formats.container import Container, Spec
-from llmc.formats.encoded import Encoded, Grid, Plane, group_count
-from llmc.formats.int_grid import IntGrid
-from llmc.structure import Target
+from llmc.results import Target
 
 
 def target(name: str, shape: tuple[int, int], dtype: torch.dtype, kind: str = "linear") -> Target:

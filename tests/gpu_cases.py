@@ -16,9 +16,10 @@ import numpy as np
 import torch
 from trellis_cases import Layout, Shape, matrix, stream_of
 
+from llmc.encodings import trellis_search as trellis_kernel
+from llmc.encodings.coding import bitmaps, gpu, planes, rans
+from llmc.encodings.coding.rans import as_bytes
 from llmc.errors import InputError
-from llmc.formats import bitmaps, gpu, planes, rans, trellis_kernel
-from llmc.formats.rans import as_bytes
 
 BF16, SMALL = planes.BALANCED["bfloat16"], planes.SMALL["bfloat16"]
 

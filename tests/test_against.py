@@ -14,9 +14,9 @@ import pytest
 import tiny_models
 
 import llmc
-from llmc import layout
-from llmc.manifest import MANIFEST, dump_json, write_manifest
-from llmc.verification import verify
+from llmc.artifacts import layout
+from llmc.artifacts.verify import verify
+from llmc.files.manifest import MANIFEST, dump_json, write_manifest
 
 Change = tuple[list[Any], Any]  # path of keys, and what is put there
 

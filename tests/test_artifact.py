@@ -18,10 +18,10 @@ from safetensors.torch import load_file
 from spoiled import Command, partial
 
 import llmc
-from llmc.artifact import Artifact, Unit, raw_bytes
+from llmc.artifacts.artifact import Artifact, Unit, raw_bytes
+from llmc.artifacts.layout import arrange
 from llmc.errors import OutputError, StorageError
-from llmc.execution import Execution
-from llmc.layout import arrange
+from llmc.pipeline.execute import Execution
 
 SHAPES = {
     "a": (torch.float32, (3, 5)),
@@ -212,7 +212,7 @@ def test_a_failing_disk(
 
 
 def test_an_output_that_cannot_be_put_in_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("llmc.workfolder.exchange", lambda one, other: False)
+    monkeypatch.setattr("llmc.artifacts.workfolder.exchange", lambda one, other: False)
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "old.safetensors").write_text("old")
     artifact = new(tmp_path)
@@ -301,7 +301,7 @@ def test_weight_files_of_another_size_are_made_anew(
 
 def test_a_run_cut_off_between_two_folders(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The first folder is sealed already: sealing it again must not list its own seal."""
-    from llmc import pipeline
+    from llmc.pipeline import run as pipeline
 
     formats = ["compressed-tensors", "gptq"]
     llmc.quantize(str(model), tmp_path / "whole" / "out", **RTN, formats=formats)

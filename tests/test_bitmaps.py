@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from llmc.encodings.coding import bitmaps, planes, rans
+from llmc.encodings.kernels import bitmaps_reference as reference
 from llmc.errors import InputError
-from llmc.formats import bitmaps, planes, rans
-from llmc.formats.kernels import bitmaps_reference as reference
 
 PATHS = bitmaps.paths()
 EDGES = (0, 1, 63, 64, 65, 4095, 4096, 4097, 8192, 12_321)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from llmc.formats import bitmaps
-from llmc.formats.kernels import bitmaps_reference as reference
+from llmc.encodings.coding import bitmaps
+from llmc.encodings.kernels import bitmaps_reference as reference
 
 TEXT = np.frombuffer(b"she sells sea shells by the sea shore", np.uint8)
 NUMBERS = np.array([0x3F80, 0xBF81, 0x0000, 0x8000, 0x7FC1, 0xFF80, 0x3D12, 0x3E55, 0x3C01, 0x0001], np.uint16)

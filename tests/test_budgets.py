@@ -12,9 +12,9 @@ import torch
 from test_resume import digests
 
 import llmc
-from llmc.budgets import CLOSE
 from llmc.errors import LlmcError
-from llmc.execution import Execution
+from llmc.pipeline.budgets import CLOSE
+from llmc.pipeline.execute import Execution
 
 TINY: dict[str, Any] = {"calibration": "tiny:calibration", "num_samples": 16, "sequence_length": 64}
 
@@ -72,7 +72,7 @@ def test_more_bytes_than_all_could_use(options: dict[str, Any], tmp_path: Path) 
 def test_rates_that_are_equal_need_no_survey(
     options: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("llmc.pipeline.with_rates", lambda job, *args, **kwargs: job)
+    monkeypatch.setattr("llmc.pipeline.run.with_rates", lambda job, *args, **kwargs: job)
     llmc.quantize(out=tmp_path / "plain" / "out", bits_per_weight=3.0, options={"rates": "equal"}, **options)
     monkeypatch.undo()
     result = llmc.quantize(out=tmp_path / "out", bits_per_weight=3.0, options={"rates": "equal"}, **options)
@@ -101,10 +101,10 @@ def test_a_divergence_is_kept(options: dict[str, Any], tmp_path: Path, monkeypat
         judged.append(judge(*args, **kwargs))
         return judged[-1]
 
-    from llmc import pipeline
+    from llmc.pipeline import run as pipeline
 
     judge = pipeline._upper_kl
-    monkeypatch.setattr("llmc.pipeline._upper_kl", spy)
+    monkeypatch.setattr("llmc.pipeline.run._upper_kl", spy)
     llmc.quantize(out=tmp_path / "out", max_kl=0.05, **options)
     within = [kl for kl in judged if kl <= 0.05]
     assert within and max(within) >= CLOSE * 0.05 / 2
@@ -165,7 +165,7 @@ def test_a_size_that_is_too_small(options: dict[str, Any], tmp_path: Path) -> No
 def test_a_divergence_that_is_not_reached(
     options: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("llmc.pipeline._upper_kl", lambda *args, **kwargs: 1.0)
+    monkeypatch.setattr("llmc.pipeline.run._upper_kl", lambda *args, **kwargs: 1.0)
     with pytest.raises(LlmcError) as caught:
         llmc.quantize(out=tmp_path / "out", max_kl=0.05, **options)
     assert caught.value.message.startswith("a KL divergence of 0.05 was not reached: 1 at 7.")

@@ -17,10 +17,10 @@ import yaml
 from local_hub import LocalHub
 
 import llmc
+from llmc.artifacts.card import Made, completed, fields_of, method_line, model_card, source_fields, with_fields
+from llmc.artifacts.snippets import BLOCK, use_of
 from llmc.cli import execute
 from llmc.errors import CheckpointError, LlmcError, UsageError
-from llmc.model_card import Made, completed, fields_of, method_line, model_card, source_fields, with_fields
-from llmc.snippets import BLOCK, use_of
 
 SIZES: dict[str, Any] = {"weight_bytes": 5, "original_bytes": 20, "bits_per_weight": 4.0, "model_bits_per_weight": 6.0}
 LLAMA = {"model_type": "llama", "architectures": ["LlamaForCausalLM"]}

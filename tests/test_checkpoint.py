@@ -13,7 +13,7 @@ import transformers
 from safetensors.torch import load_file
 from spoiled import Command, Tensors, change_tensors, copy, partial
 
-from llmc.checkpoint import Checkpoint
+from llmc.models.checkpoint import Checkpoint
 
 UP = "model.layers.0.mlp.up_proj.weight"
 DOWN = "model.layers.1.mlp.down_proj.weight"

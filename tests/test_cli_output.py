@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from llmc.cli.options import assignments, group_size
 from llmc.cli.output import Output, finite
 from llmc.errors import UsageError
-from llmc.structure import Table
+from llmc.results import Table
 
 ROOT = Path(__file__).parent.parent
 

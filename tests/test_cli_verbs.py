@@ -14,7 +14,7 @@ import pytest
 import llmc
 from llmc.cli import VERBS, execute
 from llmc.errors import LlmcError, VerifyError
-from llmc.structure import Table
+from llmc.results import Table
 
 
 @dataclass(frozen=True)
@@ -204,7 +204,7 @@ def test_quantize_without_data_says_what_gptq_needs(library: Library, capsys: py
 
 def evaluation() -> Any:
     """The part of an EvalReport that the verb uses."""
-    from llmc.eval.samples import Sample
+    from llmc.eval.measures.samples import Sample
 
     table = Table("conditions", ("", "O"), (("perplexity", "9.5"),))
     sample = Sample("Once", compressed="upon", original="a time")

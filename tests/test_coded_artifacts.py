@@ -17,11 +17,11 @@ from test_lossless import digests, same
 
 import llmc
 import llmc.hf
-from llmc.coded_files import held_config
+from llmc.artifacts.travel import ARCHIVE
 from llmc.errors import CheckpointError, InputError, UnsupportedError
-from llmc.eval.sizes import folder_sizes
-from llmc.runtime import resident
-from llmc.travel import ARCHIVE
+from llmc.eval.measures.sizes import folder_sizes
+from llmc.formats.coded_files import held_config
+from llmc.models import resident
 
 CASES = {
     "llama": ("llama", "compressed-tensors", {"bits": 3, "group_size": 32}),
@@ -125,7 +125,7 @@ def test_inspect_and_verify_report_layers(made: Any) -> None:
     assert same.ok and not same.measured
     assert "same bits as" in str(same.tables())
     sizes = folder_sizes(coded)
-    stored = sum(entry.nbytes for entry in llmc.coded_files.CodedTensors(coded).entries.values())
+    stored = sum(entry.nbytes for entry in llmc.formats.coded_files.CodedTensors(coded).entries.values())
     assert sizes.stored_bits == 8 * stored
     assert 0 < sizes.overhead_bits_per_weight < (sizes.targeted_bits_per_weight or 0)
 

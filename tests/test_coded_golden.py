@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from llmc.formats import coded_tensor, tensor_coder
-from llmc.formats.kernels import coded_tensor as reference
-from llmc.formats.packing import pack_rows
-from llmc.formats.rans import as_bytes
+from llmc.encodings.coding import coded_tensor, tensor_coder
+from llmc.encodings.coding.packing import pack_rows
+from llmc.encodings.coding.rans import as_bytes
+from llmc.encodings.kernels import coded_tensor as reference
 
 
 def numbers(*shape: int) -> torch.Tensor:

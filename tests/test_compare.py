@@ -20,7 +20,7 @@ from tiny_models import build, corpus
 import llmc
 from llmc.cli import execute
 from llmc.errors import LlmcError
-from llmc.eval.comparison import schema
+from llmc.eval.reports.comparison import schema
 
 SCORING: dict[str, Any] = {"context": 64, "stride": 64, "max_tokens": 1500}
 
@@ -81,7 +81,7 @@ def test_controls_take_at_most_the_bytes_and_are_plain_rounding(place: Path) -> 
 
 
 def test_a_control_between_two_widths_mixes_them(place: Path, tmp_path: Path) -> None:
-    from llmc.controls import Controls
+    from llmc.pipeline.controls import Controls
 
     controls = Controls(place / "original")
     low, high = controls._bytes(3, 0), controls._bytes(4, 0)
@@ -96,7 +96,7 @@ def test_a_control_between_two_widths_mixes_them(place: Path, tmp_path: Path) ->
 
 
 def test_no_control_is_smaller_than_two_bits(place: Path, tmp_path: Path) -> None:
-    from llmc.controls import Controls
+    from llmc.pipeline.controls import Controls
 
     controls = Controls(place / "original")
     with pytest.raises(LlmcError) as caught:
@@ -289,7 +289,7 @@ def test_bits_per_byte_of_a_part_are_of_the_bytes_that_its_tokens_cover(
 def first_of(folder: str | Path, text: Path, tokens: int) -> str:
     from transformers import AutoTokenizer
 
-    from llmc.recipe_paths import resolve_model
+    from llmc.recipe.paths import resolve_model
 
     tokenizer = AutoTokenizer.from_pretrained(resolve_model(str(folder)))
     ids = tokenizer(text.read_text())["input_ids"][:tokens]
@@ -299,7 +299,7 @@ def first_of(folder: str | Path, text: Path, tokens: int) -> str:
 def tokens_of(folder: str | Path, text: Path) -> int:
     from transformers import AutoTokenizer
 
-    from llmc.recipe_paths import resolve_model
+    from llmc.recipe.paths import resolve_model
 
     tokenizer = AutoTokenizer.from_pretrained(resolve_model(str(folder)))
     return len(tokenizer(text.read_text())["input_ids"])

@@ -17,13 +17,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
-from llmc.eval.comparison import Comparison, Row, compared, schema
-from llmc.eval.comparison_table import TERMINAL, task_cell
-from llmc.eval.metrics import WindowSums
-from llmc.eval.report import EvalReport
-from llmc.eval.task_report import TaskReport
-from llmc.eval.tasks import METRICS
-from llmc.markdown import code, plain, row, rule
+from llmc.eval.measures.metrics import WindowSums
+from llmc.eval.reports.comparison import Comparison, Row, compared, schema
+from llmc.eval.reports.comparison_table import TERMINAL, task_cell
+from llmc.eval.reports.markdown import code, plain, row, rule
+from llmc.eval.reports.report import EvalReport
+from llmc.eval.reports.task_report import TaskReport
+from llmc.eval.tasks.tasks import METRICS
 
 
 def at(weight_bytes: int, kl: float, **changes: Any) -> EvalReport:

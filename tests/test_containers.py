@@ -12,15 +12,15 @@ import pytest
 import torch
 from encodings_of import encode, packed, target
 
+from llmc.encodings.encoded import Encoded, Grid, Plane
+from llmc.encodings.int_grid import IntGrid
+from llmc.encodings.nf4_grid import TABLE, Nf4Grid
 from llmc.formats import CONTAINERS
 from llmc.formats.bitsandbytes import BitsAndBytes
 from llmc.formats.compressed_tensors import EXPERTS, CompressedTensors
 from llmc.formats.container import Container, Facts, Spec
 from llmc.formats.dense import Dense
-from llmc.formats.encoded import Encoded, Grid, Plane
 from llmc.formats.gptq import Gptq
-from llmc.formats.int_grid import IntGrid
-from llmc.formats.nf4_grid import TABLE, Nf4Grid
 
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 SHAPE = (64, 96)

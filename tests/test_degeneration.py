@@ -14,8 +14,8 @@ from tiny_models import VOCABULARY, build
 from torch import Tensor
 
 from llmc.errors import LlmcError
-from llmc.eval import degeneration as subject
-from llmc.eval.degeneration import Degeneration, compare, continuations, degeneration, repeated_tokens
+from llmc.eval.measures import degeneration as subject
+from llmc.eval.measures.degeneration import Degeneration, compare, continuations, degeneration, repeated_tokens
 
 TOKENS = st.lists(st.integers(0, 2), max_size=24)
 

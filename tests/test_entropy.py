@@ -17,8 +17,9 @@ from spoiled import Command
 from test_lossless import digests
 
 import llmc
-from llmc import entropy, lossless_writing
+from llmc.artifacts.lossless import write as lossless_writing
 from llmc.errors import StorageError
+from llmc.pipeline import entropy
 
 OPTIONS: dict[str, Any] = {"method": "rtn", "bits": 3, "group_size": 32}
 
@@ -116,7 +117,7 @@ def test_a_run_that_stops_while_coding_computes_nothing_again(
     before = journal.read_bytes()
     assert before.count(b"\n") > 3
     written: list[str] = []
-    monkeypatch.setattr(llmc.artifact.Artifact, "record", lambda self, unit: written.append(unit.name))
+    monkeypatch.setattr(llmc.artifacts.artifact.Artifact, "record", lambda self, unit: written.append(unit.name))
     monkeypatch.setattr(entropy, "code", lambda *args, **kwargs: pytest.fail("coded"))
     with pytest.raises(pytest.fail.Exception):
         llmc.quantize(str(model), out, entropy=True, **OPTIONS)

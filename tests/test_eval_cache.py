@@ -15,10 +15,11 @@ from safetensors.torch import load_file, save_file
 from tiny_models import build, corpus
 
 from llmc.errors import StorageError
-from llmc.eval import EvalReport, evaluate
 from llmc.eval import subject as subjects
 from llmc.eval.cache import ABOUT, DATA, Cache, contents
-from llmc.safetensors_file import load
+from llmc.eval.evaluation import evaluate
+from llmc.eval.reports.report import EvalReport
+from llmc.files.safetensors import load
 
 SHAPES = {"a": (torch.float32, (3, 2)), "b": (torch.int64, (4,))}
 

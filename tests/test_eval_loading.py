@@ -13,8 +13,8 @@ from safetensors.torch import load_file, save_file
 from tiny_models import build
 
 from llmc.errors import LlmcError
-from llmc.eval import open_model
-from llmc.eval.sizes import folder_sizes
+from llmc.eval.measures.sizes import folder_sizes
+from llmc.models.open import open_model
 
 
 @pytest.fixture(scope="module")

@@ -13,9 +13,9 @@ from tiny_models import build
 from torch import Tensor
 
 from llmc.errors import LlmcError
-from llmc.eval import metrics
-from llmc.eval.intervals import paired_intervals
-from llmc.eval.metrics import Scored, score, windows
+from llmc.eval.measures import metrics
+from llmc.eval.measures.metrics import Scored, score, windows
+from llmc.eval.reports.intervals import paired_intervals
 
 VOCABULARY = 256
 
@@ -198,7 +198,7 @@ def test_intervals_equal_a_loop_over_the_same_draws() -> None:
 
 
 def test_intervals_do_not_depend_on_how_many_are_drawn_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    from llmc.eval import intervals
+    from llmc.eval.reports import intervals
 
     sums = np.random.default_rng(5).random((50, 2))
     whole = paired_intervals(sums, {"mean": lambda s: s[:, 0]})

@@ -17,10 +17,12 @@ from safetensors.torch import load_file, save_file
 from tiny_models import build, byte_tokenizer, corpus
 
 from llmc.errors import LlmcError
-from llmc.eval import EvalReport, evaluate, open_model
-from llmc.eval.intervals import paired_intervals
-from llmc.eval.tail import QUANTILES, binned
-from llmc.structure import size
+from llmc.eval.evaluation import evaluate
+from llmc.eval.measures.tail import QUANTILES, binned
+from llmc.eval.reports.intervals import paired_intervals
+from llmc.eval.reports.report import EvalReport
+from llmc.models.open import open_model
+from llmc.results import size
 
 MODELS = os.environ.get("LLMC_MODELS")
 DATA = Path(os.environ.get("LLMC_DATA") or Path(MODELS or ".").parent / "data")

@@ -18,7 +18,7 @@ import tiny_models
 from spoiled import Command, Outcome, copy, partial
 
 import llmc
-from llmc.artifact import Artifact, Unit
+from llmc.artifacts.artifact import Artifact, Unit
 
 AGAIN = "run the same command again to continue, or add --fresh to discard what is there"
 RTN = ("--method", "rtn", "--group-size", "32")
@@ -110,8 +110,8 @@ def test_a_disk_that_may_not_be_written_to(command: Command, place: Path, tmp_pa
 
 
 TIGHT = """
-import os, llmc.pipeline
-from llmc.execution import Execution
+import os, llmc.pipeline.run
+from llmc.pipeline.execute import Execution
 original = Execution.run
 def run(self):
     used = int(open("/proc/self/statm").read().split()[0]) * os.sysconf("SC_PAGE_SIZE")
@@ -142,7 +142,7 @@ def units(out: Path) -> int:
 
 SLOW = """
 import time
-from llmc.artifact import Artifact
+from llmc.artifacts.artifact import Artifact
 original = Artifact.record
 def record(self, unit):
     original(self, unit)

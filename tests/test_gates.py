@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llmc.errors import RecipeError
-from llmc.gates import METRICS, Gate, check_gate, check_gates, parse_gate
+from llmc.eval.gates import METRICS, Gate, check_gate, check_gates, parse_gate
 
 VALUES = {
     "model": "a",
@@ -205,7 +205,7 @@ def test_agrees_with_python(metric: str, op: str, number: float, value: float) -
 
 
 def test_metrics_are_what_eval_gives() -> None:
-    from llmc.eval.report import EvalReport
+    from llmc.eval.reports.report import EvalReport
 
     kinds = {field.name: str(field.type) for field in dataclasses.fields(EvalReport)}
     assert all(kinds[metric].startswith(("float", "int")) for metric in METRICS)

@@ -10,14 +10,14 @@ import pytest
 import torch
 from encodings_of import packed
 
+from llmc.encodings.encoded import Encoded, Grid, Plane
+from llmc.encodings.int_grid import IntGrid
+from llmc.encodings.nf4_grid import Nf4Grid
 from llmc.formats.bitsandbytes import BitsAndBytes
 from llmc.formats.compressed_tensors import CompressedTensors
 from llmc.formats.container import Container
 from llmc.formats.dense import Dense
-from llmc.formats.encoded import Encoded, Grid, Plane
 from llmc.formats.gptq import Gptq
-from llmc.formats.int_grid import IntGrid
-from llmc.formats.nf4_grid import Nf4Grid
 
 NF4_TABLE = (
     "000080bfb13932bf306b06bfa032cabe4da291be3f353dbe7178babd00000000"

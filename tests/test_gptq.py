@@ -15,8 +15,8 @@ from llmc.calibration.statistics import Hessian
 from llmc.compressors.cholesky import factor_upper, inverse_upper
 from llmc.compressors.gptq import ROWS, Gptq
 from llmc.compressors.rtn import Rtn, round_to_nearest
-from llmc.formats.encoded import Encoded, Params
-from llmc.structure import Context
+from llmc.encodings.encoded import Encoded, Params
+from llmc.results import Context
 
 
 def context(dtype: torch.dtype = torch.float32, **fields: Any) -> Context:

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 import torch
 
+from llmc.artifacts.kernel_folder import cuda_kernel_files, kernel_files
+from llmc.encodings.coding import bitmaps, gpu, planes, rans
 from llmc.errors import InputError, UnsupportedError
-from llmc.formats import bitmaps, gpu, planes, rans
-from llmc.formats.kernel_folder import cuda_kernel_files, kernel_files
 
 CASES = Path(__file__).parent / "gpu_cases.py"
 NUMBERS = (np.random.default_rng(1).standard_normal(3000).astype(np.float32).view(np.uint32) >> 16).astype(np.uint16)
@@ -106,7 +106,7 @@ def test_kernels_compile_for_gpus(
     compiler, backends = pytest.importorskip("triton.compiler"), pytest.importorskip("triton.backends.compiler")
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     function, types = KERNELS[name]
-    kernel = getattr(import_module(f"llmc.formats.kernels.{name}_triton"), function)
+    kernel = getattr(import_module(f"llmc.encodings.kernels.{name}_triton"), function)
     out = "*i16" if facts.get("RAW") or facts.get("WIDTH") == 2 else "*u8"
     if name == "trellis":
         out = "*i16" if facts["CODES"] or facts["BRAIN"] else "*fp32"

@@ -7,10 +7,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from llmc.encodings.encoded import Grid, Params
+from llmc.encodings.int_grid import IntGrid, tries
+from llmc.encodings.nf4_grid import Nf4Grid
 from llmc.formats import GRIDS
-from llmc.formats.encoded import Grid, Params
-from llmc.formats.int_grid import IntGrid, tries
-from llmc.formats.nf4_grid import Nf4Grid
 
 BITS = range(2, 9)
 

@@ -9,7 +9,7 @@ import torch
 from tiny_models import build
 from torch import Tensor, nn
 
-from llmc.eval.halves import build_head, halve
+from llmc.eval.measures.halves import build_head, halve
 
 SMALL: dict[str, Any] = {
     **{"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4},

@@ -18,13 +18,13 @@ import torch
 from tiny_models import build
 
 from llmc.errors import LlmcError, NetworkError, UnsupportedError, UsageError
-from llmc.eval import harness as subject
-from llmc.eval import open_model
-from llmc.eval.harness import HarnessScores, compare_harness, run_harness
-from llmc.eval.metrics import Scored, score
-from llmc.eval.task_judging import judge
-from llmc.eval.task_report import task_report
-from llmc.eval.tasks import load_task
+from llmc.eval.measures.metrics import Scored, score
+from llmc.eval.reports.task_report import task_report
+from llmc.eval.tasks import harness as subject
+from llmc.eval.tasks.harness import HarnessScores, compare_harness, run_harness
+from llmc.eval.tasks.judging import judge
+from llmc.eval.tasks.tasks import load_task
+from llmc.models.open import open_model
 
 Models = tuple[tuple[Any, Any], tuple[Any, Any]]
 

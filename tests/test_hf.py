@@ -17,12 +17,12 @@ from safetensors.torch import load_file, save_file
 
 import llmc
 import llmc.hf
-from llmc.coded_files import CodedTensors
+from llmc.encodings.coding import coded_head
+from llmc.encodings.coding.tensor_coder import MODES
 from llmc.errors import CheckpointError, LlmcError, UsageError
-from llmc.formats import coded_head
-from llmc.formats.tensor_coder import MODES
-from llmc.runtime import resident
-from llmc.safetensors_file import read_file
+from llmc.files.safetensors import read_file
+from llmc.formats.coded_files import CodedTensors
+from llmc.models import resident
 
 NAMES = tuple(tiny_models.SPECS)
 
@@ -195,7 +195,7 @@ def respelled(coded: Path, folder: Path, change: Any) -> Path:
 
 
 def test_a_tensor_that_repeats_nothing(both: Any, tmp_path: Path) -> None:
-    from llmc.formats.tensor_coder import repeat
+    from llmc.encodings.coding.tensor_coder import repeat
 
     _, coded = both("llama")
     norm = "model.norm.weight"

@@ -11,11 +11,11 @@ import pytest
 import yaml
 from markdown_it import MarkdownIt
 
+from llmc.artifacts.card import Made, fields_of, lossless_card, model_card, with_fields
+from llmc.artifacts.snippets import literal, renamed
 from llmc.cli.output import Output
 from llmc.errors import LlmcError
-from llmc.model_card import Made, fields_of, lossless_card, model_card, with_fields
-from llmc.snippets import literal, renamed
-from llmc.structure import Table
+from llmc.results import Table
 
 NAMES = [
     "a\n---\nlicense: mit",

@@ -14,10 +14,10 @@ from test_plots import contrast
 
 import llmc
 from llmc.errors import printable
-from llmc.eval.comparison import Comparison, Row, compared
-from llmc.eval.comparison_table import COLUMNS
-from llmc.eval.html import to_html
-from llmc.gates import GateResult
+from llmc.eval.gates import GateResult
+from llmc.eval.reports.comparison import Comparison, Row, compared
+from llmc.eval.reports.comparison_table import COLUMNS
+from llmc.eval.reports.html import to_html
 
 VOID = {"meta", "br", "img", "link", "input", "hr"}
 

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 from local_hub import LocalHub, Reply
 
+from llmc.artifacts.push import push
 from llmc.errors import CheckpointError, LlmcError, NetworkError, UsageError, VerifyError
-from llmc.hub import resolve_model
-from llmc.manifest import write_manifest
-from llmc.uploading import push
+from llmc.files.manifest import write_manifest
+from llmc.models.hub import resolve_model
 
 CARD = "---\nbase_model: someone/original\nbase_model_relation: quantized\n---\n# A smaller model\n"
 TOKEN = "hf_test"
@@ -316,8 +316,8 @@ def test_whatever_an_artifact_carries_is_downloaded_too() -> None:
     """One that lacked a file after a download would fail its own seal."""
     from fnmatch import fnmatchcase
 
-    from llmc.hub import ALLOWED, REFUSED
-    from llmc.sidecar import CARRIED
+    from llmc.artifacts.sidecar import CARRIED
+    from llmc.models.hub import ALLOWED, REFUSED
 
     endings = ("", ".json", ".txt", ".bpe", ".md")
     names = {p.replace("*", e) if p.endswith("*") else p.replace("*", "x" + e) for p in CARRIED for e in endings}

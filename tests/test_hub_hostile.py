@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 from local_hub import LocalHub, Reply, digest
 
+from llmc.artifacts.push import push
 from llmc.errors import CheckpointError, LlmcError, NetworkError
-from llmc.hub import resolve_model
-from llmc.uploading import push
+from llmc.models.hub import resolve_model
 
 TOKEN = "hf_test"
 WEIGHTS = bytes(range(256)) * 2000

@@ -20,9 +20,9 @@ import llmc
 from llmc import _native
 from llmc.compressors.gptq import Gptq
 from llmc.embedded import tiny_model_path
-from llmc.formats import int_kernel
-from llmc.formats.encoded import Params
-from llmc.formats.int_grid import IntGrid, ordered_sum
+from llmc.encodings import int_kernel
+from llmc.encodings.encoded import Params
+from llmc.encodings.int_grid import IntGrid, ordered_sum
 
 T = TypeVar("T")
 PATHS = int_kernel.paths()

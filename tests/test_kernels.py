@@ -13,17 +13,17 @@ import torch
 from encodings_of import encode, packed
 from safetensors.torch import save_file
 
+from llmc.artifacts.kernel_folder import FOLDER, kernel_files
+from llmc.encodings.encoded import Encoded
+from llmc.encodings.int_grid import IntGrid
+from llmc.encodings.kernels import bits as bits_kernel
+from llmc.encodings.kernels import bitsandbytes, compressed_tensors, dense, gptq
+from llmc.encodings.nf4_grid import Nf4Grid
 from llmc.formats import CONTAINERS
 from llmc.formats.bitsandbytes import BitsAndBytes
 from llmc.formats.compressed_tensors import CompressedTensors
 from llmc.formats.dense import Dense
-from llmc.formats.encoded import Encoded
 from llmc.formats.gptq import Gptq
-from llmc.formats.int_grid import IntGrid
-from llmc.formats.kernel_folder import FOLDER, kernel_files
-from llmc.formats.kernels import bits as bits_kernel
-from llmc.formats.kernels import bitsandbytes, compressed_tensors, dense, gptq
-from llmc.formats.nf4_grid import Nf4Grid
 
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 SHAPE = (64, 96)

@@ -17,12 +17,12 @@ from test_lossless import digests
 
 import llmc
 import llmc.hf
-from llmc.checkpoint import Checkpoint
-from llmc.eval.sizes import folder_sizes
-from llmc.formats import coded_tensor
+from llmc.encodings.coding import coded_tensor
+from llmc.eval.measures.sizes import folder_sizes
 from llmc.formats.llmc import Llmc
-from llmc.runtime import resident
-from llmc.structure import Target
+from llmc.models import resident
+from llmc.models.checkpoint import Checkpoint
+from llmc.results import Target
 
 CASES = ("llama", "llama-untied", "gpt2", "mixtral", "qwen3-moe")
 WEIGHTS = "model.llmc.safetensors"
@@ -179,7 +179,7 @@ def test_what_is_packed_unpacks_to_the_same(made: Any) -> None:
 
 def test_shards(made: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model, whole = made("llama-untied")
-    monkeypatch.setattr("llmc.layout.arrange.__defaults__", (30_000,))
+    monkeypatch.setattr("llmc.artifacts.layout.arrange.__defaults__", (30_000,))
     options: dict[str, Any] = {"calibration": str(tiny_models.corpus(tmp_path)), "options": {"rates": "equal"}}
     options |= {"num_samples": 8, "sequence_length": 32, "bits_per_weight": 4.0}
     llmc.quantize(str(model), tmp_path / "out", method="trellis", **options)

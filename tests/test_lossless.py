@@ -18,13 +18,13 @@ from safetensors.torch import load_file, save_file
 from spoiled import Command
 
 import llmc
-from llmc import lossless_writing
-from llmc.artifact import Artifact
-from llmc.coded_files import CodedTensors
+from llmc.artifacts.artifact import Artifact
+from llmc.artifacts.lossless import write as lossless_writing
+from llmc.encodings.coding.tensor_coder import MODES
+from llmc.encodings.kernels import coded_tensor as reference
 from llmc.errors import CheckpointError, InputError, LlmcError
-from llmc.formats.kernels import coded_tensor as reference
-from llmc.formats.tensor_coder import MODES
-from llmc.safetensors_file import read_file
+from llmc.files.safetensors import read_file
+from llmc.formats.coded_files import CodedTensors
 
 
 @pytest.fixture
@@ -300,7 +300,7 @@ def test_a_coded_folder_is_refused_by_name(coded: Path, tmp_path: Path) -> None:
 
 def test_a_header_in_another_order_than_the_bytes(tmp_path: Path) -> None:
     """The room for the header is measured on the order that is written: offsets of other lengths."""
-    from llmc.safetensors_header import write_header
+    from llmc.files.header import write_header
 
     sizes = {"big": 3_000_000, **{f"t{i:03}": 2 for i in range(200)}}
     header, spans = write_header([(n, torch.uint8, (size,)) for n, size in sizes.items()])

@@ -21,10 +21,11 @@ from safetensors.torch import load_file, save_file
 from spoiled import Command, partial
 
 import llmc
-from llmc import coded_files, lossless_writing
-from llmc.formats.coded_head import pack_head
-from llmc.formats.tensor_coder import encode
-from llmc.safetensors_file import read_file
+from llmc.artifacts.lossless import write as lossless_writing
+from llmc.encodings.coding.coded_head import pack_head
+from llmc.encodings.coding.tensor_coder import encode
+from llmc.files.safetensors import read_file
+from llmc.formats import coded_files
 
 NORM = "model.norm.weight"
 GATE = "model.layers.0.mlp.gate_proj.weight"

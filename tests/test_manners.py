@@ -46,7 +46,7 @@ MAX_LINES, MAX_NESTING, MAX_FILE = 50, 3, 400
 
 EXCEPTIONS: dict[str, str] = {
     "src/llmc/eval/evaluation.py::evaluate": "the signature and what each option means are nearly all of it",
-    "src/llmc/recipe_options.py::from_options": "half of it is the signature: every option of the command line, once",
+    "src/llmc/recipe/options.py::from_options": "half of it is the signature: every option of the command line, once",
 }
 """`path` or `path::function` to the reason why it may exceed a limit."""
 

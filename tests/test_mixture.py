@@ -19,8 +19,8 @@ from llmc.calibration.data_sets import weighted
 from llmc.calibration.mixture import load_mixture, shares
 from llmc.cli import execute
 from llmc.errors import CalibrationError, UsageError
-from llmc.planning import CARRIED_NOTE
-from llmc.recipe import from_dict, load_recipe, to_dict
+from llmc.pipeline.plan import CARRIED_NOTE
+from llmc.recipe.recipe import from_dict, load_recipe, to_dict
 
 TOKENIZER = tiny_models.byte_tokenizer()
 SMALL: dict[str, Any] = {"num_samples": 8, "sequence_length": 32}

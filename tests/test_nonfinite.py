@@ -9,7 +9,7 @@ import pytest
 import torch
 from tiny_models import build
 
-from llmc.eval.nonfinite import first_nonfinite
+from llmc.eval.measures.nonfinite import first_nonfinite
 
 
 @pytest.fixture

@@ -17,10 +17,10 @@ from safetensors.torch import load_file, save
 from test_lossless import digests
 
 import llmc
-from llmc import originals
+from llmc.artifacts.lossless import originals
+from llmc.artifacts.travel import ARCHIVE
 from llmc.errors import CheckpointError
-from llmc.manifest import write_manifest
-from llmc.travel import ARCHIVE
+from llmc.files.manifest import write_manifest
 
 KERNEL = "kernel/build/torch-cpu/"
 

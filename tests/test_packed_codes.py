@@ -12,15 +12,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_coded_tensor import bits, check, joined, noise, resealed
 
+from llmc.encodings.coding import code_choice, coded_head, packed_codes, rans
+from llmc.encodings.coding.coded_head import CODES, Head, pack_head, parse_head
+from llmc.encodings.coding.coded_tensor import decode
+from llmc.encodings.coding.packed_codes import ALONG_COLUMNS, ALONG_ROWS, LINES, NO_AXIS, PLACES, Cut
+from llmc.encodings.coding.packing import pack_rows
+from llmc.encodings.coding.rans import Contexts
+from llmc.encodings.coding.tensor_coder import encode, entropy
+from llmc.encodings.kernels import coded_tensor as reference
 from llmc.errors import InputError
-from llmc.formats import code_choice, coded_head, packed_codes, rans
-from llmc.formats.coded_head import CODES, Head, pack_head, parse_head
-from llmc.formats.coded_tensor import decode
-from llmc.formats.kernels import coded_tensor as reference
-from llmc.formats.packed_codes import ALONG_COLUMNS, ALONG_ROWS, LINES, NO_AXIS, PLACES, Cut
-from llmc.formats.packing import pack_rows
-from llmc.formats.rans import Contexts
-from llmc.formats.tensor_coder import encode, entropy
 
 
 def codes(rows: int, columns: int, width: int, *, spread: int = 0, seed: int = 0) -> torch.Tensor:

@@ -7,8 +7,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmc.formats import packing
-from llmc.formats.packing import pack_rows, unpack_rows, words_per_row
+from llmc.encodings.coding import packing
+from llmc.encodings.coding.packing import pack_rows, unpack_rows, words_per_row
 
 
 def random_codes(rows: int, columns: int, bits: int, seed: int = 0) -> torch.Tensor:

@@ -12,9 +12,9 @@ import tiny_models
 import torch
 
 import llmc
-from llmc.checkpoint import Checkpoint
-from llmc.packed import find_packed
-from llmc.safetensors_file import load, read_folder
+from llmc.files.safetensors import load, read_folder
+from llmc.formats.read import find_packed
+from llmc.models.checkpoint import Checkpoint
 
 FAST: dict[str, Any] = {"num_samples": 8, "sequence_length": 48}
 CONV1D = ("gpt2",)
@@ -144,7 +144,7 @@ def test_export_equals_writing_directly(target: str, tmp_path: Path) -> None:
 
 
 def test_shards_and_index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("llmc.layout.arrange.__defaults__", (40_000,))
+    monkeypatch.setattr("llmc.artifacts.layout.arrange.__defaults__", (40_000,))
     model = tiny_models.build("llama-untied", tmp_path / "model")
     expected = llmc.plan(str(model), group_size=32)
     llmc.quantize(str(model), tmp_path / "out", group_size=32)

@@ -10,10 +10,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from llmc.encodings.coding import planes, rans
+from llmc.encodings.coding.planes import Split
+from llmc.encodings.kernels import rans_reference as reference
 from llmc.errors import InputError
-from llmc.formats import planes, rans
-from llmc.formats.kernels import rans_reference as reference
-from llmc.formats.planes import Split
 
 DTYPES = {
     "bfloat16": torch.bfloat16,

@@ -16,10 +16,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llmc.errors import LlmcError
-from llmc.eval import plots as module
-from llmc.eval.comparison import Comparison, Row, compared
-from llmc.eval.labels import MARKER, clipped, place
-from llmc.eval.plots import PALETTE, plots, save_plots
+from llmc.eval.reports import plots as module
+from llmc.eval.reports.comparison import Comparison, Row, compared
+from llmc.eval.reports.labels import MARKER, clipped, place
+from llmc.eval.reports.plots import PALETTE, plots, save_plots
 
 SVG = "{http://www.w3.org/2000/svg}"
 

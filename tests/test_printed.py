@@ -15,8 +15,8 @@ import llmc
 from llmc.calibration.data import CalibrationOptions, load_calibration
 from llmc.calibration.mixture import load_mixture
 from llmc.cli import execute
-from llmc.pipeline import RunResult
-from llmc.structure import in_words, size
+from llmc.pipeline.run import RunResult
+from llmc.results import in_words, size
 
 SMALL: dict[str, Any] = {"group_size": 32, "num_samples": 8, "sequence_length": 32}
 

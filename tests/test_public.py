@@ -13,7 +13,7 @@ import pytest
 import llmc
 from llmc.embedded import tiny_model_path
 from llmc.public import public
-from llmc.recipe_options import from_options
+from llmc.recipe.options import from_options
 
 
 def test_dir_shows_the_public_names() -> None:

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from llmc.encodings.coding import rans
+from llmc.encodings.kernels import rans_reference as reference
 from llmc.errors import InputError
-from llmc.formats import rans
-from llmc.formats.kernels import rans_reference as reference
 
 PATHS = rans.paths()
 KINDS = ("one", "context", "automaton")

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from llmc.formats import planes, rans
-from llmc.formats.kernels import rans_reference as reference
+from llmc.encodings.coding import planes, rans
+from llmc.encodings.kernels import rans_reference as reference
 
 TEXT = np.frombuffer(b"she sells sea shells by the sea shore", np.uint8)
 CONTEXTS = (np.arange(37) % 3).astype(np.uint8)

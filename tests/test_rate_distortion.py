@@ -72,7 +72,7 @@ def test_bytes_are_those_of_codes_and_scales() -> None:
 def test_a_row_is_measured_from_what_is_read_back() -> None:
     from rate_distortion import Setting, draw, encode, measured
 
-    from llmc.formats import trellis_kernel
+    from llmc.encodings import trellis_search as trellis_kernel
 
     setting = Setting("trellis", 2, 8)
     row = measured("gaussian", setting, 256, 1)

@@ -15,11 +15,11 @@ import torch
 from encodings_of import encode, target
 from safetensors.torch import load_file, save_file
 
+from llmc.encodings.encoded import Grid
+from llmc.encodings.int_grid import IntGrid
+from llmc.encodings.nf4_grid import Nf4Grid
 from llmc.formats import CONTAINERS
 from llmc.formats.container import Container, Facts, Spec
-from llmc.formats.encoded import Grid
-from llmc.formats.int_grid import IntGrid
-from llmc.formats.nf4_grid import Nf4Grid
 
 transformers = pytest.importorskip("transformers")
 

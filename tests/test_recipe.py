@@ -19,7 +19,8 @@ from llmc.compressors import METHODS
 from llmc.compressors.gptq import Gptq
 from llmc.compressors.rtn import Rtn
 from llmc.errors import RecipeError
-from llmc.recipe import (
+from llmc.recipe.options import from_options
+from llmc.recipe.recipe import (
     EvalOptions,
     PushOptions,
     Recipe,
@@ -34,9 +35,8 @@ from llmc.recipe import (
     to_dict,
     to_yaml,
 )
-from llmc.recipe_options import from_options
-from llmc.recipe_yaml import read_yaml
-from llmc.schema import byte_count
+from llmc.recipe.schema import byte_count
+from llmc.recipe.yaml_nodes import read_yaml
 
 NEEDED = ["model=org/name", "calibration.source=text.txt"]
 
@@ -316,7 +316,7 @@ def test_recipes_are_found_in_an_installed_wheel(tmp_path: Path) -> None:
     (package / "recipes" / "only.yaml").write_text("model: m\nstages: [{method: rtn}]\n")
     # An editable install puts a finder of its own before the current folder.
     code = "import sys; sys.meta_path = [f for f in sys.meta_path if f.__module__.startswith('_frozen_importlib')]\n"
-    code += "from llmc.recipe_yaml import *; print(recipe_names(), find_recipe('only').parent.name)"
+    code += "from llmc.recipe.yaml_nodes import *; print(recipe_names(), find_recipe('only').parent.name)"
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
     assert done.stdout == "['only'] recipes\n"
 

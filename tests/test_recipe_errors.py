@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 
 from llmc.errors import InputError, LlmcError, RecipeError, StorageError, UsageError
-from llmc.eval import evaluate
-from llmc.eval.tasks import load_tasks
-from llmc.pipeline import run
-from llmc.recipe import EvalOptions, from_dict, load_recipe, method_table, resolve_text
-from llmc.recipe_options import from_options
+from llmc.eval.evaluation import evaluate
+from llmc.eval.tasks.tasks import load_tasks
+from llmc.pipeline.run import run
+from llmc.recipe.options import from_options
+from llmc.recipe.recipe import EvalOptions, from_dict, load_recipe, method_table, resolve_text
 
 KEYS = (
     "model, stages, out, revision, calibration, formats, seed, device, compute_dtype, max_memory, allow_nonfinite, "

@@ -18,9 +18,9 @@ import llmc
 from llmc.cli import execute
 from llmc.cli.failures import understood
 from llmc.errors import CheckpointError, LlmcError, UnsupportedError, UsageError
-from llmc.hub import folder_of_file
+from llmc.files.safetensors import read_folder
+from llmc.models.hub import folder_of_file
 from llmc.registry import nearest, suggest
-from llmc.safetensors_file import read_folder
 
 ROUND: dict[str, Any] = {"method": "rtn", "group_size": 32}
 Run = Callable[..., tuple[int, str]]

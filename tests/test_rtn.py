@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 from llmc.calibration.statistics import Hessian
 from llmc.compressors import METHODS
 from llmc.compressors.options import GridOptions, check_groups
-from llmc.compressors.parallel import ordered_map, row_tiles, run_single
 from llmc.compressors.rtn import TILE, Rtn
+from llmc.encodings.encoded import Encoded
 from llmc.errors import UsageError
-from llmc.formats.encoded import Encoded
-from llmc.structure import Context
+from llmc.results import Context
+from llmc.threads import ordered_map, row_tiles, run_single
 
 
 def context(**fields: Any) -> Context:

@@ -12,8 +12,8 @@ import safetensors.torch
 import torch
 
 from llmc.errors import CheckpointError, MemoryLimitError, StorageError
-from llmc.safetensors_file import TensorEntry, load, load_rows, read_file
-from llmc.safetensors_header import DTYPES
+from llmc.files.header import DTYPES
+from llmc.files.safetensors import TensorEntry, load, load_rows, read_file
 
 
 def test_load_tells_of_a_file_that_changed(tmp_path: Path) -> None:

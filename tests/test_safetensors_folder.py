@@ -16,9 +16,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from llmc import safetensors_file
 from llmc.errors import CheckpointError, LlmcError
-from llmc.safetensors_file import INDEX, SINGLE, load, read_file, read_folder
+from llmc.files import safetensors as safetensors_file
+from llmc.files.safetensors import INDEX, SINGLE, load, read_file, read_folder
 
 DAMAGED = "; the file is damaged: download it again"
 MISMATCH = "; index and shards are not of one model: download both again"

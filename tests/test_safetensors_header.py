@@ -16,10 +16,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llmc import safetensors_header
 from llmc.errors import CheckpointError, LlmcError, UnsupportedError
-from llmc.safetensors_file import load, read_file, write_header
-from llmc.safetensors_header import DTYPES
+from llmc.files import header as safetensors_header
+from llmc.files.header import DTYPES
+from llmc.files.safetensors import load, read_file, write_header
 
 DAMAGED = "; the file is damaged: download it again"
 KNOWN = "; known are " + ", ".join(DTYPES)

@@ -12,9 +12,9 @@ import torch
 from test_hf import model_class
 
 from llmc.calibration.inputs import model_inputs
-from llmc.checkpoint import Checkpoint
-from llmc.sensitivity import kl_losses
-from llmc.structure import Target
+from llmc.calibration.sensitivity import kl_losses
+from llmc.models.checkpoint import Checkpoint
+from llmc.results import Target
 
 BATCHES, SIZE, LENGTH = 96, 1, 24
 EXPERTS = ("mixtral", "qwen3-moe")

@@ -13,11 +13,11 @@ from tiny_models import build
 
 import llmc
 from llmc.errors import LlmcError
-from llmc.eval import metrics
-from llmc.eval import seq2seq as subject
-from llmc.eval.metrics import Scored
-from llmc.eval.seq2seq import open_seq2seq, score_pairs
-from llmc.eval.text_pairs import TextPair
+from llmc.eval.measures import metrics
+from llmc.eval.measures import seq2seq as subject
+from llmc.eval.measures.metrics import Scored
+from llmc.eval.measures.seq2seq import open_seq2seq, score_pairs
+from llmc.eval.tasks.text_pairs import TextPair
 
 TEXTS = [("a lamp", "une lampe"), ("the old bridge over the river", "le vieux pont"), ("x", "y"), ("", "rien du tout")]
 PAIRS = [TextPair(a or ".", b, f"t.jsonl:{i}") for i, (a, b) in enumerate(TEXTS, 1)]

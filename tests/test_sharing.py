@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llmc.sharing import ABOVE, BELOW, LEAST, MOST, shared_out
+from llmc.pipeline.sharing import ABOVE, BELOW, LEAST, MOST, shared_out
 
 losses_of = st.one_of(st.just(0.0), st.floats(1e-9, 1e3))
 matrices = st.lists(st.tuples(losses_of, st.floats(0.5, 7.0), st.integers(1, 10**7)), min_size=1, max_size=12)

@@ -15,10 +15,10 @@ from safetensors.torch import save_file
 from spoiled import change_tensors
 
 import llmc
-from llmc.checkpoint import Checkpoint
-from llmc.eval.embeddings import pooling_of
-from llmc.safetensors_file import read_folder
-from llmc.sidecar import MOST_SETTINGS, TEMPLATES, carried_files
+from llmc.artifacts.sidecar import MOST_SETTINGS, TEMPLATES, carried_files
+from llmc.eval.measures.embeddings import pooling_of
+from llmc.files.safetensors import read_folder
+from llmc.models.checkpoint import Checkpoint
 
 ROUND: dict[str, Any] = {"method": "rtn", "group_size": 32}
 KINDS = ((0, "Transformer"), (1, "Pooling"))

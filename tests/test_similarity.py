@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llmc.errors import LlmcError
-from llmc.eval.similarity import RESAMPLES, cosines, similarity, spearman
+from llmc.eval.measures.similarity import RESAMPLES, cosines, similarity, spearman
 
 VALUES = st.lists(st.tuples(st.integers(0, 4), st.integers(0, 4), st.integers(0, 3)), min_size=1, max_size=9)
 

@@ -19,10 +19,11 @@ import llmc
 from llmc.cli import execute
 from llmc.embedded import tiny_model_path, write_texts
 from llmc.errors import LlmcError
-from llmc.eval import EvalReport, evaluate
-from llmc.eval.task_report import TaskScores, columns, flip_figures, task_report
-from llmc.eval.tasks import Item, Task
-from llmc.recipe import load_recipe, to_dict
+from llmc.eval.evaluation import evaluate
+from llmc.eval.reports.report import EvalReport
+from llmc.eval.reports.task_report import TaskScores, columns, flip_figures, task_report
+from llmc.eval.tasks.tasks import Item, Task
+from llmc.recipe.recipe import load_recipe, to_dict
 
 SHAPES = ("choice", "partial", "cloze", "short")
 

@@ -18,12 +18,12 @@ from torch import Tensor
 
 from llmc.embedded import tiny_model_path
 from llmc.errors import LlmcError
-from llmc.eval import task_scoring
-from llmc.eval.loading import open_model
-from llmc.eval.metrics import BATCH_TOKENS, Scored
-from llmc.eval.task_judging import judge
-from llmc.eval.task_scoring import Likelihood, Request, joined, leading_ids, log_likelihoods, requests
-from llmc.eval.tasks import load_task
+from llmc.eval.measures.metrics import BATCH_TOKENS, Scored
+from llmc.eval.tasks import scoring as task_scoring
+from llmc.eval.tasks.judging import judge
+from llmc.eval.tasks.scoring import Likelihood, Request, joined, leading_ids, log_likelihoods, requests
+from llmc.eval.tasks.tasks import load_task
+from llmc.models.open import open_model
 
 MODELS = os.environ.get("LLMC_MODELS")
 DATA = Path(os.environ.get("LLMC_DATA") or Path(MODELS or ".").parent / "data")

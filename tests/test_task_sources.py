@@ -17,9 +17,9 @@ from pyarrow import parquet
 
 from llmc.calibration.data_sets import DataSetName, parse_data_set
 from llmc.errors import CalibrationError, LlmcError, NetworkError
-from llmc.eval.tasks import load_task, load_tasks
-from llmc.gates import task_name
-from llmc.recipe import load_recipe, to_dict
+from llmc.eval.gates import task_name
+from llmc.eval.tasks.tasks import load_task, load_tasks
+from llmc.recipe.recipe import load_recipe, to_dict
 
 CHOICES: list[dict[str, Any]] = [
     {"query": f"{a} + 1 =", "choices": [str(a), str(a + 1), "zwölf"], "gold": 1, "id": f"q{a}", "level": None}
@@ -161,7 +161,7 @@ def test_a_data_set_that_cannot_be_reached(monkeypatch: pytest.MonkeyPatch) -> N
 READ = """
 import json, sys
 from llmc.errors import LlmcError
-from llmc.eval.tasks import load_task
+from llmc.eval.tasks.tasks import load_task
 for source in sys.argv[1:]:
     try:
         task = load_task(source)

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from llmc.eval.intervals import paired_intervals
-from llmc.eval.statistics import items_to_resolve, mcnemar, share_interval
-from llmc.eval.task_report import FIGURES
+from llmc.eval.reports.intervals import paired_intervals
+from llmc.eval.reports.statistics import items_to_resolve, mcnemar, share_interval
+from llmc.eval.reports.task_report import FIGURES
 
 
 def split_of_coins(lost: int, gained: int) -> float:

@@ -13,7 +13,7 @@ import pytest
 
 from llmc.embedded import write_tasks
 from llmc.errors import LlmcError
-from llmc.eval.tasks import Item, load_task, load_tasks
+from llmc.eval.tasks.tasks import Item, load_task, load_tasks
 
 DATA = Path(os.environ.get("LLMC_DATA") or Path(os.environ.get("LLMC_MODELS") or ".").parent / "data")
 

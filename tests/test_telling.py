@@ -17,7 +17,7 @@ from llmc.cli import execute
 from llmc.cli.output import Output
 from llmc.cli.progress import Lines, progress_line
 from llmc.cli.tables import column_widths, drawn
-from llmc.structure import Table
+from llmc.results import Table
 
 WORDS = st.lists(st.text(alphabet="abc.-_", min_size=1, max_size=18), min_size=0, max_size=5).map(" ".join)
 

@@ -11,7 +11,7 @@ import pytest
 from pyarrow import parquet
 
 from llmc.errors import LlmcError
-from llmc.eval.text_pairs import TextPair, load_similarities, load_translations
+from llmc.eval.tasks.text_pairs import TextPair, load_similarities, load_translations
 
 ALIKE: dict[str, Any] = {"sentence1": "a cat", "sentence2": "the cat", "score": 4.5, "genre": "news"}
 TRANSLATED: dict[str, Any] = {"source": "", "target": "le chat"}

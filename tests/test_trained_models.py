@@ -11,8 +11,8 @@ import torch
 import transformers
 
 import llmc
-from llmc.checkpoint import Checkpoint
 from llmc.cli import execute
+from llmc.models.checkpoint import Checkpoint
 
 MODELS = Path(os.environ.get("LLMC_MODELS", ""))
 CONTAINERS = ("compressed-tensors", "dense")

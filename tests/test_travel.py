@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 from test_lossless import digests
 
 import llmc
+from llmc.artifacts.push import push
+from llmc.artifacts.travel import ARCHIVE, JUNK, distinct, inside, note, refuse_secrets, survey
 from llmc.errors import CheckpointError
-from llmc.travel import ARCHIVE, JUNK, distinct, inside, note, refuse_secrets, survey
-from llmc.uploading import push
 
 SECRET = b"this must never leave"
 TOKENS = {

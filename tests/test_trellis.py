@@ -14,10 +14,11 @@ from llmc.calibration.statistics import Hessian
 from llmc.compressors import trellis
 from llmc.compressors.gptq import Gptq
 from llmc.compressors.trellis import Trellis
+from llmc.encodings import trellis_search as trellis_kernel
+from llmc.encodings.coding import tensor_coder
+from llmc.encodings.encoded import Encoded
+from llmc.encodings.trellis import MOST_CODE
 from llmc.errors import UsageError
-from llmc.formats import tensor_coder, trellis_kernel
-from llmc.formats.encoded import Encoded
-from llmc.formats.trellis import MOST_CODE
 
 STATES = (1, 4, 8, 16, 32, 64)
 

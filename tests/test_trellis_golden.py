@@ -9,8 +9,9 @@ import pytest
 import torch
 from trellis_cases import PATHS, Layout, Shape, stream_of
 
-from llmc.formats import rans, trellis_kernel
-from llmc.formats.kernels import trellis_reference as reference
+from llmc.encodings import trellis_search as trellis_kernel
+from llmc.encodings.coding import rans
+from llmc.encodings.kernels import trellis_reference as reference
 
 CASES = {
     "one state": (Shape(6, 5, 1, 64), Layout()),

@@ -10,8 +10,9 @@ import pytest
 import torch
 from trellis_cases import follow
 
-from llmc.formats import rans, trellis_kernel
-from llmc.formats.trellis import MACHINES, SHIFTS, FittedTrellis
+from llmc.encodings import trellis_search as trellis_kernel
+from llmc.encodings.coding import rans
+from llmc.encodings.trellis import MACHINES, SHIFTS, FittedTrellis
 
 STATES = sorted(MACHINES)
 PATHS = ["baseline", *(path for path in ("avx2", "avx512") if path in rans.paths())]

@@ -15,11 +15,12 @@ from hypothesis import strategies as st
 from trellis_cases import PATHS, Layout, Shape, follow, matrix, stream_of
 
 from llmc import _native
+from llmc.encodings import trellis_search as trellis_kernel
+from llmc.encodings.coding import rans
+from llmc.encodings.encoded import Encoded
+from llmc.encodings.kernels import trellis_reference as reference
+from llmc.encodings.trellis import MACHINES, encoded
 from llmc.errors import InputError
-from llmc.formats import rans, trellis_kernel
-from llmc.formats.encoded import Encoded
-from llmc.formats.kernels import trellis_reference as reference
-from llmc.formats.trellis import MACHINES, encoded
 
 DTYPES = {torch.float32: torch.int32, torch.bfloat16: torch.int16, torch.float16: torch.int16}
 

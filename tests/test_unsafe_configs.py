@@ -11,8 +11,8 @@ import tiny_models
 from spoiled import Command, change_config, copy
 
 import llmc
-from llmc.config import safe_config
 from llmc.errors import LlmcError, UnsupportedError
+from llmc.models.config import safe_config
 
 RTN = ("--method", "rtn", "--group-size", "32")
 
@@ -171,7 +171,7 @@ def test_transformers_hooks_refuse_before_a_kernel_is_fetched(
 @pytest.mark.parametrize("method", ["fp8", "mxfp4", "metal"])
 def test_kernels_of_quantized_weights_are_not_fetched(method: str) -> None:
     """transformers is told to decode them, which takes none."""
-    from llmc.runtime.opening import decoding
+    from llmc.models.classes import decoding
 
     options = decoding({"quantization_config": {"quant_method": method}})
     assert options["quantization_config"].dequantize is True

@@ -16,9 +16,9 @@ from safetensors.torch import load_file
 from spoiled import Command, change_tensors
 
 import llmc
-from llmc import layout
-from llmc.manifest import MANIFEST, SUMS, digest_file, dump_json, malformed, write_manifest
-from llmc.verification import verify
+from llmc.artifacts import layout
+from llmc.artifacts.verify import verify
+from llmc.files.manifest import MANIFEST, SUMS, digest_file, dump_json, malformed, write_manifest
 
 FLIPS = 200
 HEADER = 8

@@ -12,9 +12,9 @@ import tiny_models
 import torch
 
 from llmc.calibration.inputs import model_inputs
-from llmc.checkpoint import Checkpoint
-from llmc.structure import InputPoint
-from llmc.walk import Walk
+from llmc.calibration.walk import Walk
+from llmc.models.checkpoint import Checkpoint
+from llmc.results import InputPoint
 
 Change = Callable[[Any], None]
 

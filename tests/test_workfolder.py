@@ -23,13 +23,13 @@ from hypothesis import strategies as st
 from spoiled import Command, partial
 
 import llmc
-from llmc import workfolder
-from llmc.artifact import Artifact, Unit
+from llmc.artifacts import workfolder
+from llmc.artifacts.artifact import Artifact, Unit
+from llmc.artifacts.inventory import inventory, remove
+from llmc.artifacts.layout import arrange
+from llmc.artifacts.workfolder import MARK, check_place, discard, partial_of, replaced_of
 from llmc.errors import OutputError
-from llmc.inventory import inventory, remove
-from llmc.layout import arrange
-from llmc.manifest import write_manifest
-from llmc.workfolder import MARK, check_place, discard, partial_of, replaced_of
+from llmc.files.manifest import write_manifest
 
 SHAPES = {"a": (torch.float32, (3, 5)), "b": (torch.bfloat16, (7,))}
 RTN = ("--method", "rtn", "--group-size", "32")
@@ -458,7 +458,7 @@ def test_changed_files_are_not_deleted(tmp_path: Path) -> None:
 ZYGOTE = """
 import json, os, signal, sys, time
 import transformers
-import llmc.pipeline
+import llmc.pipeline.run
 from llmc.cli import execute
 from transformers.models.llama import modeling_llama
 print("ready", flush=True)

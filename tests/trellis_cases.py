@@ -9,9 +9,10 @@ import numpy as np
 import torch
 
 from llmc import _native
-from llmc.formats import rans, trellis_kernel
-from llmc.formats.encoded import Encoded
-from llmc.formats.trellis import MACHINES, SHIFTS, FittedTrellis, encoded
+from llmc.encodings import trellis_search as trellis_kernel
+from llmc.encodings.coding import rans
+from llmc.encodings.encoded import Encoded
+from llmc.encodings.trellis import MACHINES, SHIFTS, FittedTrellis, encoded
 
 PATHS = [path for path in rans.paths() if path != "avx512-search"]
 """Searching in registers is not for streams of a trellis: that path means `avx512` there."""

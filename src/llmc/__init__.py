@@ -11,50 +11,50 @@ from typing import TYPE_CHECKING, Any
 from llmc.errors import LlmcError as LlmcError
 
 if TYPE_CHECKING:
-    from llmc.checkpoint import Checkpoint as Checkpoint
-    from llmc.comparing import compare as compare
-    from llmc.decompressing import decompress as decompress
-    from llmc.eval import evaluate as evaluate
-    from llmc.exporting import export as export
-    from llmc.inspection import inspect as inspect
-    from llmc.loading import load as load
-    from llmc.loading import read_tensors as read_tensors
-    from llmc.lossless_writing import lossless as lossless
-    from llmc.pipeline import plan as plan
-    from llmc.pipeline import push as push
-    from llmc.pipeline import quantize as quantize
-    from llmc.pipeline import run as run
-    from llmc.publishing import card as card
-    from llmc.recipe import method_table as method_table
-    from llmc.recipe import recipe_names as recipe_names
-    from llmc.recipe_yaml import recipe_text as recipe_text
-    from llmc.recipe_yaml import recipe_uses as recipe_uses
-    from llmc.structure import silent as silent
-    from llmc.verification import verify as verify
+    from llmc.artifacts.export import export as export
+    from llmc.artifacts.inspect import inspect as inspect
+    from llmc.artifacts.lossless.decompress import decompress as decompress
+    from llmc.artifacts.lossless.write import lossless as lossless
+    from llmc.artifacts.publish import card as card
+    from llmc.artifacts.verify import verify as verify
+    from llmc.eval.evaluation import evaluate as evaluate
+    from llmc.models.checkpoint import Checkpoint as Checkpoint
+    from llmc.models.load import load as load
+    from llmc.models.load import read_tensors as read_tensors
+    from llmc.pipeline.compare import compare as compare
+    from llmc.pipeline.run import plan as plan
+    from llmc.pipeline.run import push as push
+    from llmc.pipeline.run import quantize as quantize
+    from llmc.pipeline.run import run as run
+    from llmc.recipe.recipe import method_table as method_table
+    from llmc.recipe.recipe import recipe_names as recipe_names
+    from llmc.recipe.yaml_nodes import recipe_text as recipe_text
+    from llmc.recipe.yaml_nodes import recipe_uses as recipe_uses
+    from llmc.results import silent as silent
 
 __version__ = "0.1.0"
 
 _PUBLIC = {
-    "Checkpoint": "llmc.checkpoint",
-    "card": "llmc.publishing",
-    "compare": "llmc.comparing",
-    "decompress": "llmc.decompressing",
-    "evaluate": "llmc.eval",
-    "export": "llmc.exporting",
-    "inspect": "llmc.inspection",
-    "load": "llmc.loading",
-    "lossless": "llmc.lossless_writing",
-    "method_table": "llmc.recipe",
-    "plan": "llmc.pipeline",
-    "push": "llmc.pipeline",
-    "quantize": "llmc.pipeline",
-    "read_tensors": "llmc.loading",
-    "recipe_names": "llmc.recipe",
-    "recipe_text": "llmc.recipe_yaml",
-    "recipe_uses": "llmc.recipe_yaml",
-    "run": "llmc.pipeline",
-    "silent": "llmc.structure",
-    "verify": "llmc.verification",
+    "Checkpoint": "llmc.models.checkpoint",
+    "card": "llmc.artifacts.publish",
+    "compare": "llmc.pipeline.compare",
+    "decompress": "llmc.artifacts.lossless.decompress",
+    "evaluate": "llmc.eval.evaluation",
+    "export": "llmc.artifacts.export",
+    "inspect": "llmc.artifacts.inspect",
+    "load": "llmc.models.load",
+    "lossless": "llmc.artifacts.lossless.write",
+    "method_table": "llmc.recipe.recipe",
+    "plan": "llmc.pipeline.run",
+    "push": "llmc.pipeline.run",
+    "quantize": "llmc.pipeline.run",
+    "read_tensors": "llmc.models.load",
+    "recipe_names": "llmc.recipe.recipe",
+    "recipe_text": "llmc.recipe.yaml_nodes",
+    "recipe_uses": "llmc.recipe.yaml_nodes",
+    "run": "llmc.pipeline.run",
+    "silent": "llmc.results",
+    "verify": "llmc.artifacts.verify",
 }
 
 __all__ = ["LlmcError", "__version__", *_PUBLIC]

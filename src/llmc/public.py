@@ -14,7 +14,7 @@ from typing import Any, ParamSpec, TypeVar
 
 from llmc.errors import UsageError
 from llmc.registry import suggest
-from llmc.structure import Progress
+from llmc.results import Progress
 
 Given = ParamSpec("Given")
 Result = TypeVar("Result")

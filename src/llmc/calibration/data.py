@@ -23,10 +23,10 @@ from typing import TYPE_CHECKING, Any
 
 from llmc.calibration.chat import render
 from llmc.calibration.data_sets import FILE_SUFFIXES, data_set_rows, parse_data_set
-from llmc.disk import require_utf8
 from llmc.errors import CalibrationError, StorageError, UsageError
+from llmc.files.disk import require_utf8
+from llmc.files.line_ends import MARK, LineEnds
 from llmc.late import torch
-from llmc.line_ends import MARK, LineEnds
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -12,7 +12,7 @@ from dataclasses import replace
 from typing import Any, Protocol
 
 from llmc.late import nn, torch
-from llmc.structure import InputPoint
+from llmc.results import InputPoint
 
 EXPERTS = "llmc"
 

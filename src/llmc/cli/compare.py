@@ -39,7 +39,7 @@ def compare(
       llmc compare ./w4 --against ./model --text held-out.txt --control --report report.html
     """
     import llmc
-    from llmc.reporting import Files
+    from llmc.pipeline.report_files import Files
 
     files = Files(report, markdown, plots)
     files.check()

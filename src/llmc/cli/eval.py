@@ -22,7 +22,7 @@ def evaluate(output: Output, folder: Folder, against: Against = None, **measurin
       llmc eval ./model-w4 --against ./model --task arc.jsonl,piqa.jsonl --limit 500
     """
     import llmc
-    from llmc.comparing import check_before, judged
+    from llmc.pipeline.compare import check_before, judged
 
     options = Measuring(**measuring).arguments()
     gates, allowed = options.pop("gates", ()), options.pop("allow_unresolved", False)

@@ -99,7 +99,7 @@ def cache_folder(given: str | None) -> Path:
 
 
 def _size(text: str) -> int:
-    from llmc.schema import byte_count
+    from llmc.recipe.schema import byte_count
 
     size = 0 if text.strip() == "0" else byte_count(text)
     if size is None:

@@ -8,7 +8,7 @@ from typer import Argument
 
 from llmc.cli.completion import method_names
 from llmc.cli.output import Output
-from llmc.structure import Table
+from llmc.results import Table
 
 Name = Annotated[
     str | None,

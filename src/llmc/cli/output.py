@@ -20,7 +20,7 @@ from typing import Any, Protocol, TextIO
 from llmc.cli.progress import Lines, Watched
 from llmc.cli.tables import drawn
 from llmc.errors import LlmcError, OutputError, StorageError, UsageError, printable
-from llmc.structure import Table
+from llmc.results import Table
 
 
 class Result(Protocol):

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from llmc.errors import printable
-from llmc.structure import shown_time
+from llmc.results import shown_time
 
 if TYPE_CHECKING:
     from rich.progress import Progress as Bars

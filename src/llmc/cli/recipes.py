@@ -8,7 +8,7 @@ from typer import Argument
 
 from llmc.cli.completion import recipe_names
 from llmc.cli.output import Output
-from llmc.structure import Table
+from llmc.results import Table
 
 Name = Annotated[
     str | None, Argument(metavar="NAME", help="Print this recipe: a shipped name.", autocompletion=recipe_names)

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from llmc.errors import printable
-from llmc.structure import Table
+from llmc.results import Table
 
 UNCUT = 10_000
 """Columns of a table that goes into a file or a pipe: as many as it needs."""

@@ -17,9 +17,9 @@ from typing import TypeAlias
 
 from llmc.calibration.statistics import Hessian
 from llmc.compressors.cholesky import factor_upper, inverse_upper
-from llmc.compressors.parallel import run_single
 from llmc.late import torch
-from llmc.structure import Context
+from llmc.results import Context
+from llmc.threads import run_single
 
 RAISES = 3  # times damping is raised tenfold
 

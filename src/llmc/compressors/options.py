@@ -6,12 +6,12 @@ import dataclasses
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from llmc.encodings import GRIDS
 from llmc.errors import UsageError
-from llmc.formats import GRIDS
 from llmc.registry import suggest
 
 if TYPE_CHECKING:
-    from llmc.formats.encoded import Grid
+    from llmc.encodings.encoded import Grid
 
 
 def option(

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from llmc.compressors.options import GridOptions, check_groups
-from llmc.compressors.parallel import ordered_map, row_tiles
-from llmc.formats.encoded import Encoded, Grid, Params, Plane
+from llmc.encodings.encoded import Encoded, Grid, Params, Plane
 from llmc.late import torch
-from llmc.structure import Context
+from llmc.results import Context
+from llmc.threads import ordered_map, row_tiles
 
 TILE = 1 << 19  # weights at once
 

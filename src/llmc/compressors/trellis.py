@@ -15,11 +15,10 @@ from typing import Any, ClassVar
 from llmc.calibration.statistics import Hessian
 from llmc.compressors.feedback import Problem, Slab, by_activity, by_place, prepare, relative_error
 from llmc.compressors.options import check_options, option
-from llmc.compressors.parallel import ordered_map, run_single
-from llmc.errors import UsageError
-from llmc.formats import tensor_coder, trellis_kernel
-from llmc.formats.encoded import Encoded
-from llmc.formats.trellis import (
+from llmc.encodings import trellis_search as trellis_kernel
+from llmc.encodings.coding import tensor_coder
+from llmc.encodings.encoded import Encoded
+from llmc.encodings.trellis import (
     MACHINES,
     OCTAVE,
     SHIFT_UNIT,
@@ -29,9 +28,11 @@ from llmc.formats.trellis import (
     encoded,
     row_order,
 )
-from llmc.formats.trellis_kernel import RATES
+from llmc.encodings.trellis_search import RATES
+from llmc.errors import UsageError
 from llmc.late import torch
-from llmc.structure import Context
+from llmc.results import Context
+from llmc.threads import ordered_map, run_single
 
 SEGMENTS = 3  # of rows worked on at once; odd: columns a power of two apart share places in the cache
 PART = 4  # passes that settle rates see one row in so many

@@ -21,13 +21,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from llmc.artifacts.layout import Shapes, WeightFiles, arrange
+from llmc.artifacts.sidecar import plain_files
 from llmc.errors import LlmcError, StorageError
+from llmc.files.header import TensorEntry
+from llmc.files.safetensors import read_file
 from llmc.late import torch
-from llmc.layout import Shapes, WeightFiles, arrange
-from llmc.safetensors_file import read_file
-from llmc.safetensors_header import TensorEntry
-from llmc.sidecar import plain_files
-from llmc.structure import Table
+from llmc.results import Table
 
 if TYPE_CHECKING:
     from torch import Tensor

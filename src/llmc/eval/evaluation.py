@@ -12,17 +12,17 @@ from typing import TYPE_CHECKING, Any
 
 from llmc.errors import UsageError
 from llmc.eval.cache import Cache
-from llmc.eval.comparison import Comparison, Row, compared
 from llmc.eval.conditions import check_device, for_kind, read_conditions
 from llmc.eval.measurement import measure, show
 from llmc.eval.original import Original
-from llmc.eval.report import EvalReport
+from llmc.eval.reports.comparison import Comparison, Row, compared
+from llmc.eval.reports.report import EvalReport
 from llmc.eval.subject import Opener, Subject, folder_of
 from llmc.public import public
-from llmc.structure import silent
+from llmc.results import silent
 
 if TYPE_CHECKING:
-    from llmc.structure import Progress
+    from llmc.results import Progress
 
 CACHE_LIMIT = 8 * 2**30
 """Bytes that a cache may hold unless told otherwise."""
@@ -60,9 +60,9 @@ def evaluate(
         folder: a model folder, or a Hub id.
         text: UTF-8 file or `tiny:evaluation`, tokenized whole and once, with the tokenizer's own special tokens.
         against: the original, on the same tokens and items.
-        tasks: JSONL files, or `tiny:recall` and its like; see `llmc.eval.tasks`.
+        tasks: JSONL files, or `tiny:recall` and its like; see `llmc.eval.tasks.tasks`.
         limit: use only the first items of each task, pairs, and lines of an encoder's text.
-        context, stride: window length and distance in tokens (see `llmc.eval.metrics`); None: one after another.
+        context, stride: window length and distance in tokens (see `llmc.eval.measures.metrics`); None: one after another.
         max_tokens: use only the first tokens of the text.
         prompt: also continue this greedily.
         pairs: for an encoder-decoder, JSONL of `source` and `target`; for an encoder of `sentence1`, `sentence2` and

@@ -9,28 +9,28 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from llmc.eval.conditions import Conditions, require_positions, require_same_ids, token_ids
-from llmc.eval.degeneration import Degeneration, compare, degeneration
-from llmc.eval.embeddings import Embeddings
-from llmc.eval.harness import HarnessScores, compare_harness, run_harness
-from llmc.eval.layers import TOKENS, layer_errors
-from llmc.eval.loading import require_ids_fit
-from llmc.eval.metrics import Scored, WindowSums, score, windows
+from llmc.eval.measures.degeneration import Degeneration, compare, degeneration
+from llmc.eval.measures.embeddings import Embeddings
+from llmc.eval.measures.layers import TOKENS, layer_errors
+from llmc.eval.measures.metrics import Scored, WindowSums, score, windows
+from llmc.eval.measures.samples import Sample, greedy
+from llmc.eval.measures.speed import measure_speed, peak_memory, start_peak
+from llmc.eval.measures.tail import worst
+from llmc.eval.measures.text_figures import NO_TEXT, text_figures
 from llmc.eval.original import OnText, Original
 from llmc.eval.other_kinds import on_pairs, on_vectors, pooling_for, vectors
-from llmc.eval.report import EvalReport
-from llmc.eval.samples import Sample, greedy
-from llmc.eval.speed import measure_speed, peak_memory, start_peak
+from llmc.eval.reports.report import EvalReport
+from llmc.eval.reports.task_report import TaskReport, TaskScores, flip_figures, task_report
 from llmc.eval.subject import Subject
-from llmc.eval.tail import worst
-from llmc.eval.task_judging import judge
-from llmc.eval.task_report import TaskReport, TaskScores, flip_figures, task_report
-from llmc.eval.task_scoring import leading_ids
-from llmc.eval.text_figures import NO_TEXT, text_figures
+from llmc.eval.tasks.harness import HarnessScores, compare_harness, run_harness
+from llmc.eval.tasks.judging import judge
+from llmc.eval.tasks.scoring import leading_ids
+from llmc.models.open import require_ids_fit
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from llmc.structure import Progress
+    from llmc.results import Progress
 
 
 @dataclass

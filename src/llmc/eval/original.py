@@ -16,28 +16,28 @@ from typing import TYPE_CHECKING, Any
 import llmc
 from llmc.eval.cache import Cache, Kept, model_sha256
 from llmc.eval.conditions import Conditions, require_positions, token_ids
-from llmc.eval.degeneration import Degeneration, degeneration
-from llmc.eval.halves import Head, Plan, build_head
-from llmc.eval.layers import TOKENS, block_outputs
-from llmc.eval.loading import require_ids_fit
-from llmc.eval.metrics import Reference, Scored, Window, score, windows
-from llmc.eval.samples import greedy
-from llmc.eval.task_judging import judge
-from llmc.eval.task_report import TaskScores
-from llmc.eval.task_scoring import leading_ids
+from llmc.eval.measures.degeneration import Degeneration, degeneration
+from llmc.eval.measures.halves import Head, Plan, build_head
+from llmc.eval.measures.layers import TOKENS, block_outputs
+from llmc.eval.measures.metrics import Reference, Scored, Window, score, windows
+from llmc.eval.measures.samples import greedy
+from llmc.eval.reports.task_report import TaskScores
+from llmc.eval.tasks.judging import judge
+from llmc.eval.tasks.scoring import leading_ids
+from llmc.files.safetensors import load, load_rows
 from llmc.late import torch
-from llmc.safetensors_file import load, load_rows
-from llmc.structure import Progress, silent
+from llmc.models.open import require_ids_fit
+from llmc.results import Progress, silent
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
     from torch import Tensor
 
+    from llmc.artifacts.layout import Shapes
     from llmc.eval.subject import Subject
-    from llmc.eval.tasks import Task
-    from llmc.layout import Shapes
-    from llmc.safetensors_header import TensorEntry
+    from llmc.eval.tasks.tasks import Task
+    from llmc.files.header import TensorEntry
 
 
 @dataclass(frozen=True)

@@ -6,15 +6,15 @@ import math
 from typing import TYPE_CHECKING, Any
 
 from llmc.eval.conditions import Conditions
-from llmc.eval.embeddings import Embeddings, embed, pooling_of
-from llmc.eval.metrics import Scored
-from llmc.eval.seq2seq import score_pairs
-from llmc.eval.similarity import similarity
-from llmc.eval.text_figures import NO_TEXT, text_figures
+from llmc.eval.measures.embeddings import Embeddings, embed, pooling_of
+from llmc.eval.measures.metrics import Scored
+from llmc.eval.measures.seq2seq import score_pairs
+from llmc.eval.measures.similarity import similarity
+from llmc.eval.measures.text_figures import NO_TEXT, text_figures
 
 if TYPE_CHECKING:
     from llmc.eval.subject import Subject
-    from llmc.structure import Progress
+    from llmc.results import Progress
 
 
 def vectors(subject: Subject, conditions: Conditions, pooling: str, progress: Progress | None) -> Embeddings:

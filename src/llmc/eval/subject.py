@@ -11,20 +11,20 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
-from llmc.config import open_config, read_config
+from llmc.artifacts.card import method_line
 from llmc.errors import LlmcError
-from llmc.eval.embeddings import open_encoder
-from llmc.eval.loading import model_kind, open_model
-from llmc.eval.report import Source
-from llmc.eval.seq2seq import open_seq2seq
-from llmc.eval.sizes import Sizes, folder_sizes
-from llmc.hub import resolve_model
+from llmc.eval.measures.embeddings import open_encoder
+from llmc.eval.measures.seq2seq import open_seq2seq
+from llmc.eval.measures.sizes import Sizes, folder_sizes
+from llmc.eval.reports.report import Source
+from llmc.files.manifest import read_manifest
 from llmc.late import torch
-from llmc.manifest import read_manifest
-from llmc.model_card import method_line
-from llmc.recipe_paths import resolve_model as embedded_or_id
-from llmc.runtime.opening import open_tokenizer
-from llmc.structure import Progress
+from llmc.models.classes import open_tokenizer
+from llmc.models.config import open_config, read_config
+from llmc.models.hub import resolve_model
+from llmc.models.open import model_kind, open_model
+from llmc.recipe.paths import resolve_model as embedded_or_id
+from llmc.results import Progress
 
 Opener = Callable[[Path], tuple[Any, Any]]
 """`opener(folder) -> (model, tokenizer)`; the model is used in the dtype it comes in."""
@@ -35,7 +35,7 @@ TOKENIZER_PARTS = re.compile(r"token|vocab|merges|spiece|\.model$")
 
 
 def folder_of(model: str | Path, progress: Progress | None) -> Path:
-    """The local folder of a folder, a Hub id or `tiny`. Raises as `llmc.hub.resolve_model` does."""
+    """The local folder of a folder, a Hub id or `tiny`. Raises as `llmc.models.hub.resolve_model` does."""
     return resolve_model(embedded_or_id(str(model)), progress=progress)
 
 

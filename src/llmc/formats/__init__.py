@@ -1,14 +1,6 @@
-"""Grids, encodings, packing and containers. A new grid or container is one file and one line here."""
+"""Public standards, one file each. A new one is its file and one line here."""
 
 from llmc.registry import Registry
-
-GRIDS = Registry(
-    "grid",
-    {
-        "int": "llmc.formats.int_grid:IntGrid",
-        "nf4": "llmc.formats.nf4_grid:Nf4Grid",
-    },
-)
 
 CONTAINERS = Registry(
     "format",

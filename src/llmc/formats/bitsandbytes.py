@@ -11,11 +11,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from llmc.encodings.encoded import Encoded, Plane
+from llmc.encodings.nf4_grid import TABLE, Nf4Grid
 from llmc.formats.container import Facts, Layout, Spec, one_grid_kind, prefix_of
-from llmc.formats.encoded import Encoded, Plane
-from llmc.formats.nf4_grid import TABLE, Nf4Grid
 from llmc.late import torch
-from llmc.structure import Target
+from llmc.results import Target
 
 BLOCKS = (32, 64, 128, 256, 512, 1024, 2048, 4096)
 

@@ -11,12 +11,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from llmc.encodings.coding.packing import pack_rows, unpack_rows, words_per_row
+from llmc.encodings.encoded import Encoded, Plane, group_count
+from llmc.encodings.int_grid import IntGrid
 from llmc.formats.container import Facts, Layout, Spec, one_grid_kind, prefix_of
-from llmc.formats.encoded import Encoded, Plane, group_count
-from llmc.formats.int_grid import IntGrid
-from llmc.formats.packing import pack_rows, unpack_rows, words_per_row
 from llmc.late import torch
-from llmc.structure import Target
+from llmc.results import Target
 
 VERSION = "0.20.0"
 EXPERTS = r"re:.*\.experts\.\d+\..*"  # transformers finds the scheme of routed experts by such a target only

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol, TypeAlias
 
-from llmc.formats.encoded import Encoded, Grid
+from llmc.encodings.encoded import Encoded, Grid
 from llmc.late import torch
-from llmc.structure import Target
+from llmc.results import Target
 
 Layout: TypeAlias = "dict[str, tuple[torch.dtype, tuple[int, ...]]]"
 

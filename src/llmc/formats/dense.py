@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from llmc.encodings.encoded import Encoded
 from llmc.formats.container import Facts, Layout, Spec
-from llmc.formats.encoded import Encoded
 from llmc.late import torch
-from llmc.structure import Target
+from llmc.results import Target
 
 
 @dataclass(frozen=True)

@@ -10,12 +10,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from llmc.encodings.coding.packing import pack_rows, unpack_rows
+from llmc.encodings.encoded import Encoded, Plane, group_count
+from llmc.encodings.int_grid import IntGrid
 from llmc.formats.container import Facts, Layout, Spec, one_grid_kind, prefix_of
-from llmc.formats.encoded import Encoded, Plane, group_count
-from llmc.formats.int_grid import IntGrid
-from llmc.formats.packing import pack_rows, unpack_rows
 from llmc.late import torch
-from llmc.structure import Target
+from llmc.results import Target
 
 BITS = (2, 3, 4, 8)
 GROUP_SIZES = (16, 32, 64, 128, 256, 512, 1024)  # and None: what GPTQModel's kernels take

@@ -11,12 +11,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from llmc.formats import coded_tensor, tensor_coder
+from llmc.encodings.coding import coded_tensor, tensor_coder
+from llmc.encodings.encoded import Encoded
+from llmc.encodings.trellis import TrellisGrid
 from llmc.formats.container import Facts, Layout, Spec, one_grid_kind
-from llmc.formats.encoded import Encoded
-from llmc.formats.trellis import TrellisGrid
 from llmc.late import torch
-from llmc.structure import Target
+from llmc.results import Target
 
 
 @dataclass(frozen=True)

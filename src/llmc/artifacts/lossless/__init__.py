@@ -1,0 +1,1 @@
+"""Folders of any tensors, smaller and the same to the bit."""

@@ -1,0 +1,374 @@
+"""Blocks in order, with the activations that reach them: one block in memory at a time, any transformers model.
+
+Each calibration batch is an ordinary forward pass, a greenlet that stops at the door of every block. When all have
+arrived the block is loaded and visited; then they go through and on to the next one. In a block that is observed they
+stop once more before every layer that sees a new input, until it has its new weights: statistics are of inputs that
+came through all layers before as these will be. What a model does between its blocks, and a block between its layers,
+needs no knowledge of it here. A few threads share the batches; each runs torch single-threaded and statistics merge in
+sample order, so results do not depend on how many there are.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from greenlet import GreenletExit, getcurrent, greenlet
+
+from llmc.calibration.activations import ActivationStore, activation_bytes, give_back_freed_memory, held_within
+from llmc.calibration.experts import observing, route_through_llmc
+from llmc.calibration.statistics import Hessian
+from llmc.late import torch
+from llmc.models.checkpoint import Checkpoint
+from llmc.models.skeleton import direct_parameters
+from llmc.results import InputPoint
+
+Replaced: TypeAlias = "Callable[[str], torch.Tensor | None]"
+
+
+class _Forward(greenlet):
+    """One batch on its way through the model. Lives in one thread; `switch(command)` lets it go on."""
+
+    def __init__(self, index: int, inputs: dict[str, torch.Tensor], walk: Walk) -> None:
+        super().__init__(self._pass)
+        self.index, self.inputs, self.walk = index, inputs, walk
+        self.thread = getcurrent()  # what runs while this batch waits
+        self.at: str | None = None  # the place where it waits
+        self.partials: list[tuple[InputPoint, torch.Tensor, tuple[int, int]]] = []  # shape is (tokens, features)
+
+    def _pass(self, command: str) -> None:
+        self.walk.checkpoint.model(**self.inputs)
+        self.at = None
+
+    def park(self, place: str, arguments: tuple[Any, ...]) -> str:
+        """Wait at a place until told what to do next; the activations may go to disk meanwhile."""
+        self.at = place
+        held = self.walk.store.put(self.index, arguments)
+        command: str = self.thread.switch()
+        self.walk.store.take(held)
+        return command
+
+
+class _Enough(BaseException):
+    """A pass through a block has seen what it was to see."""
+
+
+@dataclass
+class _Probe:
+    """What one batch shows of a block.
+
+    Attributes:
+        points: what is asked for.
+        leader: of the points that see one tensor, the first.
+        stops: places where there is a new input, in the order of the pass.
+        came_in: bytes of what the batch came to the block with.
+        widest: bytes of the largest input.
+        again: a point was passed more than once.
+    """
+
+    points: frozenset[InputPoint]
+    leader: dict[InputPoint, InputPoint] = field(default_factory=dict)
+    stops: list[str] = field(default_factory=list)
+    came_in: int = 0
+    widest: int = 0
+    again: bool = False
+    _first: dict[tuple[Any, ...], tuple[InputPoint, torch.Tensor]] = field(default_factory=dict)
+
+    def see(self, point: InputPoint, x: torch.Tensor) -> None:
+        key = (x.untyped_storage().data_ptr(), x.storage_offset(), tuple(x.shape), x.stride(), x._version)
+        leader, _ = self._first.setdefault(key, (point, x))  # holding x keeps its address from being used again
+        self.again |= point in self.leader
+        self.leader[point] = leader
+        self.widest = max(self.widest, x.nbytes)
+        if leader == point:
+            self.stops.append(point.place)
+
+    def sees_experts(self, place: str) -> bool:
+        if any(p.place == place for p in self.points):
+            self.again |= place in self.stops
+            self.stops.append(place)
+        return False
+
+    def order(self) -> tuple[list[set[str]], bool]:
+        """Places to be observed together, one set after the other; whether batches can stop before each."""
+        if self.again or any(p not in self.leader for p in self.points if p.expert is None):
+            return [{p.place for p in self.points}], False
+        return [{stop} for stop in self.stops], True
+
+
+class Walk:
+    """A pass of all calibration batches through a model.
+
+    Args:
+        checkpoint: the model.
+        batches: keyword inputs of the model, one dict per batch.
+        doors: paths of modules outside of the blocks that are visited too (targeted heads).
+        workers: forward passes that work at once.
+        dtype, device: of the arithmetic; None: float32.
+        memory: bytes of parked activations kept in RAM; the rest lies in `folder`.
+
+    Use as a context manager and iterate; each item is the path of a loaded block. The block may be observed; when
+    the loop goes on, the batches go through it (with `replaced` values, if it was not) and it is freed.
+    """
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        batches: Sequence[dict[str, torch.Tensor]],
+        *,
+        doors: Sequence[str] = (),
+        workers: int = 1,
+        dtype: torch.dtype | None = None,
+        device: str = "cpu",
+        memory: int = 4 << 30,
+        folder: Path | None = None,
+    ) -> None:
+        self.checkpoint, self.workers = checkpoint, workers
+        self.dtype, self.device = dtype or torch.float32, device
+        self.turn = threading.Condition()
+        self.loading = threading.Lock()
+        self.failed = False
+        self.store = ActivationStore(memory, folder)
+        self.doors = [*checkpoint.skeleton.blocks, *doors]
+        self.visited: set[str] = set()
+        self._restore: list[Callable[[], None]] = []
+        self._loaded: set[str] = set()
+        self._stats: dict[InputPoint, Hessian] = {}
+        self._probe, self._probing = _Probe(frozenset()), False
+        self._ahead: set[str] = set()  # places whose inputs are taken in
+        self._pausing = self._holding = False  # whether passes stop before them; whether they go on from there
+        self._at: str | None = None  # the place where batches wait
+        self._queue: deque[int] = deque()  # batches whose statistics are to come, in order
+        self._observed = False
+        self.over = False  # no batch will see what is loaded from here on
+        self._batches = batches
+        self._threads: list[ThreadPoolExecutor] = []
+        self._share: list[list[_Forward]] = []
+
+    def __enter__(self) -> Walk:
+        route_through_llmc(self.checkpoint.model)
+        for path in self.doors:
+            self._hang_door(path)
+        for path, module, keys in direct_parameters(self.checkpoint.model):
+            outside = not any(path == d or path.startswith(d + ".") for d in self.doors)
+            if outside:
+                self._load_on_use(module, keys)
+        count = min(self.workers, len(self._batches))
+        for worker in range(count):
+            thread = ThreadPoolExecutor(1, "llmc-walk", initializer=torch.set_num_threads, initargs=(1,))
+            self._threads.append(thread)
+            self._share.append(thread.submit(self._begin, worker, count).result())
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        for thread, share in zip(self._threads, self._share, strict=True):
+            thread.submit(self._end, share).result()
+            thread.shutdown()
+        for undo in self._restore:
+            undo()
+        self.checkpoint.clear(self._loaded)
+        self.store.close()
+
+    def blocks(self, replaced: Callable[[str], Replaced]) -> Iterator[str]:
+        """Yield each block's path with its original weights loaded.
+
+        Args:
+            replaced: block path -> the decoded values its tensors have when batches go through without observation.
+        """
+        self._sweep("start", None)
+        while (path := self._arrived()) is not None:
+            keys, again = self._keys(path), path in self.visited
+            self._at, self._observed = path, False
+            if not again:
+                self.checkpoint.fill(keys, self.dtype, self.device, lambda name: None)
+                self.visited.add(path)
+                yield path
+                give_back_freed_memory()
+                if self._last_door():
+                    self.checkpoint.clear(keys)
+                    return
+            if not self._observed:
+                self.checkpoint.fill(keys, self.dtype, self.device, replaced(path))
+            self._sweep("go", self._at)
+            self.checkpoint.clear(keys)
+
+    def refill(self, paths: Iterable[str], replaced: Replaced) -> None:
+        """Load modules again, with other values for some of their tensors."""
+        keys = [key for path in sorted(paths) for key in self._keys(path)]
+        self.checkpoint.fill(keys, self.dtype, self.device, replaced)
+
+    def observe(self, path: str, points: Sequence[InputPoint]) -> Iterator[dict[InputPoint, Hessian]]:
+        """Run all batches through the loaded block; yield the Hessians at its input points, first inputs first.
+
+        Points that see one tensor come together and share one Hessian object; what takes it may be loaded again before
+        batches go on. Points that no batch reaches never come.
+
+        Batches wait within the block where memory allows, otherwise they come from its door every time: the same
+        results for more work. If a module is run more than once they do, too, and all points come together.
+        """
+        if not points:
+            return
+        with observing(self.checkpoint.model, points, self):
+            self._probe, self._probing = _Probe(frozenset(points)), True
+            self._sweep("observe", path, slice(0, 1))
+            self._observed, self._probing, self._stats = True, False, {}
+            probe = self._probe
+            order, self._pausing = probe.order()
+            fits = len(self._batches) * held_within(probe.came_in, probe.widest) <= self.store.memory
+            self._holding = self._pausing and fits and path not in probe.stops
+            for i, places in enumerate(order):
+                self._ahead = set().union(*order[i:]) if self._holding else places
+                self._sweep("go" if self._holding else "observe", self._at)
+                if self._holding:
+                    (self._at,) = places
+                self.over = self._last_door() and places is order[-1]
+                yield self._found(places)
+
+    def see(self, point: InputPoint, x: torch.Tensor) -> None:
+        """Called by hooks with the input `x: [..., features]` of a point, from within a forward pass."""
+        probe = self._probe
+        if self._probing:
+            probe.see(point, x)
+            return
+        if point not in probe.points or point.place not in self._ahead or probe.leader.get(point, point) != point:
+            return
+        forward = _current()
+        flat = x.reshape(-1, x.shape[-1])
+        forward.partials.append((point, Hessian.partial(flat), (flat.shape[0], flat.shape[1])))
+        if self._queue[0] == forward.index:  # everybody before has finished: no need to hold it
+            self._merge(forward)
+        if point.expert is None:
+            self._pause(point.place, x)
+
+    def sees_experts(self, place: str) -> bool:
+        """Whether experts are to be run for the inputs of this fused parameter of theirs alone."""
+        return self._probe.sees_experts(place) if self._probing else place in self._ahead
+
+    def seen_experts(self, place: str, hidden_states: torch.Tensor) -> None:
+        """Called when they have been."""
+        self._pause(place, hidden_states)
+
+    def _pause(self, place: str, x: torch.Tensor) -> None:
+        if self._holding:
+            _current().park(place, (x,))
+        elif self._pausing:
+            raise _Enough
+
+    def _found(self, places: set[str]) -> dict[InputPoint, Hessian]:
+        leaders = {point: point for point in self._stats} | self._probe.leader
+        seen = {p: leader for p, leader in leaders.items() if leader.place in places and leader in self._stats}
+        found = {p: self._stats[leader] for p, leader in seen.items()}
+        self._stats = {p: stat for p, stat in self._stats.items() if p.place not in places}
+        return found
+
+    def _merge(self, forward: _Forward) -> None:
+        for point, partial, (tokens, features) in forward.partials:
+            if point not in self._stats:
+                self._stats[point] = Hessian(features)
+            self._stats[point].add(partial, tokens)
+        forward.partials.clear()
+
+    def _merge_in_turn(self, forward: _Forward) -> bool:
+        """False where another thread failed."""
+        with self.turn:
+            self.turn.wait_for(lambda: self._queue[0] == forward.index or self.failed)
+        if self.failed:
+            return False
+        self._merge(forward)
+        with self.turn:
+            self._queue.popleft()
+            self.turn.notify_all()
+        return True
+
+    def _hang_door(self, path: str) -> None:
+        module = self.checkpoint.model.get_submodule(path)
+        original = module.forward
+
+        def door(*args: Any, **kwargs: Any) -> Any:
+            forward = _current()
+            while forward.park(path, (args, kwargs)) == "observe":
+                if self._probing:
+                    self._probe.came_in = activation_bytes((args, kwargs))
+                with suppress(_Enough):
+                    for hook in list(module._forward_pre_hooks.values()):  # a head is its own input point
+                        hook(module, args)
+                    original(*args, **kwargs)
+            return original(*args, **kwargs)
+
+        module.forward = door
+        self._restore.append(lambda: module.__dict__.pop("forward", None))
+
+    def _load_on_use(self, module: torch.nn.Module, keys: list[str]) -> None:
+        def load(*_: Any) -> None:
+            with self.loading:
+                missing = [k for k in keys if k not in self._loaded]
+                self.checkpoint.fill(missing, self.dtype, self.device, lambda name: None)
+                for key in missing:
+                    self._loaded.update(self.checkpoint.skeleton.ties.get(key, (key,)))
+
+        self._restore.append(module.register_forward_pre_hook(load).remove)
+
+    def _keys(self, path: str) -> list[str]:
+        module = self.checkpoint.model.get_submodule(path)
+        return [f"{path}.{name}" for name, _ in module.named_parameters()]
+
+    def _last_door(self) -> bool:
+        return len(self.visited) == len(self.doors)
+
+    def _arrived(self) -> str | None:
+        places = {f.at for share in self._share for f in share}
+        if len(places) != 1:
+            raise RuntimeError(f"calibration batches took different ways through the model: {sorted(map(str, places))}")
+        return places.pop()
+
+    def _sweep(self, command: str, at: str | None, which: slice = slice(None)) -> None:
+        """Let the forward passes that wait at a place, of these batches, act on a command, and wait for all."""
+        indices = range(len(self._batches))[which]
+        shares = [[f for f in share if f.at == at and f.index in indices] for share in self._share]
+        self._queue = deque(sorted(f.index for share in shares for f in share))
+        running: list[Future[None]] = [
+            thread.submit(self._act, command, share) for thread, share in zip(self._threads, shares, strict=True)
+        ]
+        wait(running)
+        errors = [e for f in running if (e := f.exception()) is not None]
+        if errors:
+            raise errors[0]
+        give_back_freed_memory()
+
+    def _begin(self, worker: int, workers: int) -> list[_Forward]:
+        """The batches of a thread: every n-th, so that merging in order keeps no thread waiting for long."""
+        return [_Forward(i, self._batches[i], self) for i in range(worker, len(self._batches), workers)]
+
+    def _act(self, command: str, forwards: Sequence[_Forward]) -> None:
+        with torch.no_grad():
+            self._switch(command, forwards)
+
+    def _switch(self, command: str, forwards: Sequence[_Forward]) -> None:
+        try:
+            for forward in forwards:
+                forward.switch(command)
+                if not self._merge_in_turn(forward):
+                    return
+        except BaseException:
+            with self.turn:
+                self.failed = True
+                self.turn.notify_all()
+            raise
+
+    @staticmethod
+    def _end(forwards: Sequence[_Forward]) -> None:
+        for forward in forwards:
+            forward.throw(GreenletExit)
+
+
+def _current() -> _Forward:
+    forward = getcurrent()
+    if not isinstance(forward, _Forward):
+        raise RuntimeError("a block of the model was called outside of a walk")
+    return forward

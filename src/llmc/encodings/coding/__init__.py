@@ -1,0 +1,1 @@
+"""How integers become bytes, and back."""

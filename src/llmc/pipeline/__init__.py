@@ -1,0 +1,1 @@
+"""A recipe planned, carried out, and finished."""

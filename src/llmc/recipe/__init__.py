@@ -1,0 +1,1 @@
+"""What is asked for, with the line of every value."""

@@ -1,1 +1,0 @@
-"""Models that run: opened with their own class, or with weights that stay compressed in memory."""
