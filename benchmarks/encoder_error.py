@@ -35,7 +35,8 @@ from measuring import machine, markdown
 from safetensors.torch import load_file, save_file
 
 import llmc
-from llmc.eval.measures.embeddings import embed, open_encoder, pooling_of
+from llmc.eval.measures.embeddings import embed, open_encoder
+from llmc.models.pooling import pooling_of
 
 GROUP = 128
 SHORT, LONG = 40, 300  # characters of a sentence

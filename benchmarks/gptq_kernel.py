@@ -19,8 +19,8 @@ import torch
 from llmc.calibration.statistics import Hessian
 from llmc.compressors.cholesky import factor_upper
 from llmc.compressors.gptq import Gptq
+from llmc.compressors.method import Context
 from llmc.compressors.rtn import Rtn
-from llmc.results import Context
 from llmc.threads import run_single
 
 PRODUCT = 2048  # size of the reference matrix product

@@ -23,6 +23,7 @@ from measuring import best_times, machine, markdown
 
 from llmc import read_tensors
 from llmc.encodings.coding import bitmaps, planes, rans
+from llmc.files.bytes import Bytes, as_bytes
 
 HOW = {"balanced": planes.BALANCED["bfloat16"], "small": planes.SMALL["bfloat16"], "fast": planes.FAST["bfloat16"]}
 
@@ -41,18 +42,18 @@ class Row:
     peer: str = ""
 
 
-def weights(n: int, model: Path | None) -> rans.Bytes:
+def weights(n: int, model: Path | None) -> Bytes:
     """bf16 numbers as bytes [2 n]."""
     if model is not None:
         tensors = [own.reshape(-1) for own in read_tensors(model).values() if own.dtype == torch.bfloat16]
-        return np.resize(rans.as_bytes(torch.cat(tensors)), 2 * n)
+        return np.resize(as_bytes(torch.cat(tensors)), 2 * n)
     rng = np.random.default_rng(0)
     scales = np.repeat(np.exp(0.3 * rng.standard_normal(-(-n // 4096))), 4096)[:n]
     values = (rng.standard_normal(n) * 0.02 * scales).astype(np.float32)
     return (values.view(np.uint32) >> 16).astype(np.uint16).view(np.uint8)
 
 
-def rows_of(numbers: rans.Bytes, threads: list[int]) -> list[Row]:
+def rows_of(numbers: Bytes, threads: list[int]) -> list[Row]:
     out = torch.empty(numbers.size, dtype=torch.uint8).numpy()  # where loaders put tensors: aligned to cache lines
     exponents, raw = planes.split(numbers, HOW["balanced"])
     rows = [Row("memcpy", 1, lambda: np.copyto(out, numbers)), Row("memcpy to new memory", 1, numbers.copy)]
@@ -66,12 +67,12 @@ def rows_of(numbers: rans.Bytes, threads: list[int]) -> list[Row]:
     return rows
 
 
-def _coder(mode: str, numbers: rans.Bytes, out: rans.Bytes, how: planes.Split, threads: list[int]) -> list[Row]:
+def _coder(mode: str, numbers: Bytes, out: Bytes, how: planes.Split, threads: list[int]) -> list[Row]:
     fast = mode == "fast"
     encode = partial(bitmaps.encode_numbers if fast else planes.encode, numbers, how)
     stream, raw = encode()
 
-    def decode(place: rans.Bytes | None = None, **options: object) -> None:
+    def decode(place: Bytes | None = None, **options: object) -> None:
         target = np.empty_like(numbers) if place is None else place
         if fast:
             bitmaps.decode_numbers(stream, raw, target, how, **options)  # type: ignore[arg-type]
@@ -92,7 +93,7 @@ def _coder(mode: str, numbers: rans.Bytes, out: rans.Bytes, how: planes.Split, t
     return rows
 
 
-def peer_rows(numbers: rans.Bytes, threads: list[int]) -> list[Row]:
+def peer_rows(numbers: Bytes, threads: list[int]) -> list[Row]:
     """ZipNN on the same bytes."""
     rows, data = [], numbers.tobytes()
     for count in threads:
@@ -109,7 +110,7 @@ def entropy(values: np.ndarray) -> float:
     return float(-(p * np.log2(p)).sum())
 
 
-def sizes(numbers: rans.Bytes) -> str:
+def sizes(numbers: Bytes) -> str:
     """Bits per weight of both modes, everything counted, beside the entropies that they aim at."""
     bits = numbers.view(np.uint16)
     exponents, joint = 8 + entropy(bits >> 7 & 255), entropy(bits)

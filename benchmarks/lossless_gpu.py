@@ -18,8 +18,9 @@ import torch
 from lossless_cpu import weights
 from measuring import best_times, markdown
 
-from llmc.encodings.coding import bitmaps, gpu, planes, rans
+from llmc.encodings.coding import bitmaps, gpu, planes
 from llmc.errors import UnsupportedError
+from llmc.files.bytes import Bytes
 
 BF16 = planes.BALANCED["bfloat16"]
 CHUNKS, LANES = (1 << 12, 1 << 14, 1 << 16), (32, 64, 128)
@@ -27,7 +28,7 @@ Row = tuple[str, str, str, float]
 """Layout, chunk size and lanes in words, and bits per weight."""
 
 
-def rows_of(numbers: rans.Bytes, device: torch.device, settle: Callable[[], object]) -> dict[Row, Callable[[], object]]:
+def rows_of(numbers: Bytes, device: torch.device, settle: Callable[[], object]) -> dict[Row, Callable[[], object]]:
     """What is timed. `settle` waits for the device.
 
     Raises:
@@ -38,7 +39,7 @@ def rows_of(numbers: rans.Bytes, device: torch.device, settle: Callable[[], obje
     place = torch.empty_like(expected)
     rows: dict[Row, Callable[[], object]] = {}
 
-    def add(layout: str, chunk: str, lanes: str, coded: tuple[rans.Bytes, rans.Bytes]) -> None:
+    def add(layout: str, chunk: str, lanes: str, coded: tuple[Bytes, Bytes]) -> None:
         pieces, raw = gpu.prepare(coded[0], n, device), torch.tensor(coded[1], device=device)
         row = (layout, chunk, lanes, 8 * (coded[0].size + coded[1].size) / n)
         if not torch.equal(gpu.run(pieces, raw), expected):

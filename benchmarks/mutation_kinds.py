@@ -14,9 +14,9 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 import llmc
-from llmc.artifacts.artifact import raw_bytes
 from llmc.encodings.coding import tensor_coder
 from llmc.encodings.coding.coded_head import TRELLIS
+from llmc.files.bytes import raw_bytes
 from llmc.files.manifest import MANIFEST, SUMS, dump_json
 from llmc.formats import CONTAINERS
 from llmc.formats.coded_files import CodedTensors, is_coded

@@ -26,9 +26,9 @@ from safetensors.torch import load_file, save_file
 
 import llmc
 from llmc.artifacts.against import signal_to_noise
-from llmc.artifacts.artifact import raw_bytes
 from llmc.artifacts.lossless.check import crc_of
-from llmc.artifacts.store import bond
+from llmc.encodings.measuring import bond
+from llmc.files.bytes import raw_bytes
 from llmc.files.manifest import MANIFEST, write_manifest
 from llmc.formats.coded_files import CodedTensors, is_coded
 from llmc.models.checkpoint import Checkpoint

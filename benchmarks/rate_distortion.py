@@ -30,13 +30,13 @@ import torch
 from measuring import machine, markdown
 
 from llmc import Checkpoint, read_tensors
+from llmc.compressors.method import Context
 from llmc.compressors.rtn import Rtn
 from llmc.compressors.trellis import Trellis
 from llmc.encodings.coding import tensor_coder
 from llmc.encodings.coding.packing import pack_rows
 from llmc.encodings.encoded import Encoded
 from llmc.encodings.trellis import MACHINES
-from llmc.results import Context
 
 GROUPS = (128, 64, "channel")
 STATES = tuple(MACHINES)

@@ -112,9 +112,9 @@ def probe(threads: int | None) -> Memory:
     import torch
 
     from llmc import _native
+    from llmc.compressors.method import Context
     from llmc.compressors.rtn import Rtn
     from llmc.encodings import int_kernel
-    from llmc.results import Context
 
     torch.set_num_threads(threads or torch.get_num_threads())
     extension, definition = f"extension ({int_kernel.paths()[-1]})", f"torch {torch.__version__}"

@@ -17,12 +17,12 @@ import torch
 
 from llmc.calibration.statistics import Hessian
 from llmc.compressors.feedback import by_activity, prepare
+from llmc.compressors.method import Context
 from llmc.compressors.trellis import SEGMENTS, Search, Trellis
-from llmc.encodings import trellis_search as trellis_kernel
-from llmc.encodings.coding import rans
+from llmc.encodings import trellis_search
+from llmc.encodings.coding import rans, trellis_stream
 from llmc.encodings.encoded import Encoded
 from llmc.encodings.trellis import MACHINES, FittedTrellis, encoded
-from llmc.results import Context
 
 SLAB = 16
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
@@ -30,7 +30,7 @@ DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 def rates(step: float) -> torch.Tensor:
     """Those of normal weights."""
-    at = step * (torch.arange(trellis_kernel.RATES) + torch.tensor([[0.0], [0.5]]))
+    at = step * (torch.arange(trellis_search.RATES) + torch.tensor([[0.0], [0.5]]))
     bits = 0.5 * at.square() / np.log(2.0)
     slope = (bits[:, -1:] - bits[:, -2:-1]).clamp(min=0.05)
     return (0.45 / 4 * torch.cat([bits, slope], 1)).unsqueeze(0).float().contiguous()
@@ -53,7 +53,7 @@ def searched(W: torch.Tensor, states: int, step: float, path: str) -> Callable[[
             running.copy_(W[a : a + SLAB])
             out = codes[a : a + SLAB], values
             which = torch.arange(a, a + SLAB)
-            trellis_kernel.search(running, unit, grid, which, row_class, rate, out, dtype=torch.bfloat16, path=path)
+            trellis_search.search(running, unit, grid, which, row_class, rate, out, dtype=torch.bfloat16, path=path)
         return codes
 
     return run
@@ -81,8 +81,8 @@ def search_rows(W: torch.Tensor, step: float, rounds: int) -> None:
 
 
 def stream_rows(made: Encoded, rounds: int) -> None:
-    n, stream = made.shape[0] * made.shape[1], trellis_kernel.pack(made)
-    seconds = best({"pack": lambda: trellis_kernel.pack(made)}, rounds)
+    n, stream = made.shape[0] * made.shape[1], trellis_stream.pack(made)
+    seconds = best({"pack": lambda: trellis_stream.pack(made)}, rounds)
     print(f"\n{8 * stream.size / n:.3f} bits per weight; packed with {n / seconds['pack'] / 1e6:.0f} M weights/s\n")
     print("| row | M weights/s | GB/s written | of memcpy |\n| --- | ---: | ---: | ---: |")
     for name, dtype in DTYPES.items():
@@ -90,7 +90,7 @@ def stream_rows(made: Encoded, rounds: int) -> None:
         source = out.copy()
         runs: dict[str, Callable[[], object]] = {f"{name}: memcpy": lambda o=out, s=source: np.copyto(o, s)}  # type: ignore[misc]
         for path in (path for path in rans.paths() if path != "avx512-search"):
-            runs[f"{name}: {path}"] = lambda o=out, d=dtype, p=path: trellis_kernel.decode_into(  # type: ignore[misc]
+            runs[f"{name}: {path}"] = lambda o=out, d=dtype, p=path: trellis_stream.decode_into(  # type: ignore[misc]
                 stream, made.shape, d, o, threads=1, path=p
             )
         seconds = best(runs, rounds)

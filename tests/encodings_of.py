@@ -7,7 +7,7 @@ import torch
 from llmc.encodings.encoded import Encoded, Grid, Plane, group_count
 from llmc.encodings.int_grid import IntGrid
 from llmc.formats.container import Container, Spec
-from llmc.results import Target
+from llmc.targets import Target
 
 
 def target(name: str, shape: tuple[int, int], dtype: torch.dtype, kind: str = "linear") -> Target:

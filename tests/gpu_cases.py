@@ -16,10 +16,9 @@ import numpy as np
 import torch
 from trellis_cases import Layout, Shape, matrix, stream_of
 
-from llmc.encodings import trellis_search as trellis_kernel
-from llmc.encodings.coding import bitmaps, gpu, planes, rans
-from llmc.encodings.coding.rans import as_bytes
+from llmc.encodings.coding import bitmaps, gpu, planes, rans, trellis_stream
 from llmc.errors import InputError
+from llmc.files.bytes import Bytes, as_bytes
 
 BF16, SMALL = planes.BALANCED["bfloat16"], planes.SMALL["bfloat16"]
 
@@ -32,7 +31,7 @@ def numbers(n: int) -> np.ndarray:
     return values
 
 
-def skewed(n: int, alphabet: int) -> rans.Bytes:
+def skewed(n: int, alphabet: int) -> Bytes:
     rng = np.random.default_rng(alphabet)
     weights = rng.pareto(1.0, alphabet) + 1e-4
     return rng.choice(alphabet, n, p=weights / weights.sum()).astype(np.uint8)
@@ -95,7 +94,7 @@ def trellises(device: str) -> None:
                 expected = made.codes.numpy()
             else:
                 values = torch.empty(made.shape, dtype=dtype)
-                trellis_kernel.decode_into(stream, made.shape, dtype, as_bytes(values), threads=1, path="auto")
+                trellis_stream.decode_into(stream, made.shape, dtype, as_bytes(values), threads=1, path="auto")
                 expected = values.view(torch.int16 if dtype.itemsize == 2 else torch.int32).numpy()
             found = gpu.run_trellis(stream, made.shape, dtype, device)
             check(
@@ -103,7 +102,7 @@ def trellises(device: str) -> None:
             )
     made = matrix(Shape())
     stream = stream_of(made)
-    first_word = trellis_kernel.describe(stream, made.shape)[0]["chunks"][0][0] + 4 * Layout().lanes
+    first_word = trellis_stream.describe(stream, made.shape)[0]["chunks"][0][0] + 4 * Layout().lanes
     refused("trellis", lambda: gpu.run_trellis(damaged(stream, first_word), made.shape, torch.int16, device))
 
 

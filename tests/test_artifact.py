@@ -18,9 +18,10 @@ from safetensors.torch import load_file
 from spoiled import Command, partial
 
 import llmc
-from llmc.artifacts.artifact import Artifact, Unit, raw_bytes
+from llmc.artifacts.artifact import Artifact, Unit
 from llmc.artifacts.layout import arrange
 from llmc.errors import OutputError, StorageError
+from llmc.files.bytes import raw_bytes
 from llmc.pipeline.execute import Execution
 
 SHAPES = {

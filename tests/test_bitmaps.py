@@ -14,13 +14,14 @@ from hypothesis import strategies as st
 from llmc.encodings.coding import bitmaps, planes, rans
 from llmc.encodings.kernels import bitmaps_reference as reference
 from llmc.errors import InputError
+from llmc.files.bytes import Bytes, as_bytes
 
 PATHS = bitmaps.paths()
 EDGES = (0, 1, 63, 64, 65, 4095, 4096, 4097, 8192, 12_321)
 CHUNKS = 2 * bitmaps.CHUNK + 4096 + 77
 
 
-def plane(seed: int, n: int, alphabet: int, low: int = 0) -> rans.Bytes:
+def plane(seed: int, n: int, alphabet: int, low: int = 0) -> Bytes:
     """Symbols of a skewed distribution over `alphabet` values from `low` on."""
     rng = np.random.default_rng(seed)
     weights = rng.pareto(1.0, alphabet) + 1e-4
@@ -28,7 +29,7 @@ def plane(seed: int, n: int, alphabet: int, low: int = 0) -> rans.Bytes:
 
 
 @cache
-def large() -> tuple[rans.Bytes, rans.Bytes]:
+def large() -> tuple[Bytes, Bytes]:
     """Symbols of three chunks, and their stream."""
     symbols = plane(1, CHUNKS, 40)
     return symbols, bitmaps.encode(symbols)
@@ -139,7 +140,7 @@ def test_numbers(name: str, path: str) -> None:
     bitmaps.decode_numbers(stream, raw, out, how, path=path)
     assert np.array_equal(out, numbers)
     fields, rest = planes.split(numbers, how)
-    assert np.array_equal(bitmaps.decode(stream, 9001), rans.as_bytes(fields)) and np.array_equal(raw, rest)
+    assert np.array_equal(bitmaps.decode(stream, 9001), as_bytes(fields)) and np.array_equal(raw, rest)
 
 
 @pytest.mark.parametrize("name", ["bfloat16", "float16"])

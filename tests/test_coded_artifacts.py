@@ -17,9 +17,9 @@ from test_lossless import digests, same
 
 import llmc
 import llmc.hf
-from llmc.artifacts.travel import ARCHIVE
 from llmc.errors import CheckpointError, InputError, UnsupportedError
 from llmc.eval.measures.sizes import folder_sizes
+from llmc.files.travel import ARCHIVE
 from llmc.formats.coded_files import held_config
 from llmc.models import resident
 

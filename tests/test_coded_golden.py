@@ -8,8 +8,8 @@ import torch
 
 from llmc.encodings.coding import coded_tensor, tensor_coder
 from llmc.encodings.coding.packing import pack_rows
-from llmc.encodings.coding.rans import as_bytes
 from llmc.encodings.kernels import coded_tensor as reference
+from llmc.files.bytes import as_bytes
 
 
 def numbers(*shape: int) -> torch.Tensor:

@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 from llmc.encodings.coding import coded_head, coded_tensor, planes, rans, tensor_coder
 from llmc.encodings.coding.coded_head import BYTES, COLUMNS, CONSTANT, PIECES, PLANES, RAW, ROWS, SAME, Head, parse_head
 from llmc.encodings.coding.coded_tensor import decode
-from llmc.encodings.coding.rans import as_bytes
 from llmc.encodings.coding.tensor_coder import MODES, encode, entropy
 from llmc.encodings.kernels import coded_tensor as reference
 from llmc.errors import InputError
+from llmc.files.bytes import as_bytes
 
 FLOATS = [getattr(torch, name) for name in planes.BALANCED]
 OTHERS = [torch.bool, torch.int8, torch.uint8, torch.int16, torch.int32, torch.int64, torch.float64, torch.complex64]

@@ -289,7 +289,7 @@ def test_bits_per_byte_of_a_part_are_of_the_bytes_that_its_tokens_cover(
 def first_of(folder: str | Path, text: Path, tokens: int) -> str:
     from transformers import AutoTokenizer
 
-    from llmc.recipe.paths import resolve_model
+    from llmc.embedded.names import resolve_model
 
     tokenizer = AutoTokenizer.from_pretrained(resolve_model(str(folder)))
     ids = tokenizer(text.read_text())["input_ids"][:tokens]
@@ -299,7 +299,7 @@ def first_of(folder: str | Path, text: Path, tokens: int) -> str:
 def tokens_of(folder: str | Path, text: Path) -> int:
     from transformers import AutoTokenizer
 
-    from llmc.recipe.paths import resolve_model
+    from llmc.embedded.names import resolve_model
 
     tokenizer = AutoTokenizer.from_pretrained(resolve_model(str(folder)))
     return len(tokenizer(text.read_text())["input_ids"])

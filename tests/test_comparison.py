@@ -20,10 +20,10 @@ from markdown_it import MarkdownIt
 from llmc.eval.measures.metrics import WindowSums
 from llmc.eval.reports.comparison import Comparison, Row, compared, schema
 from llmc.eval.reports.comparison_table import TERMINAL, task_cell
-from llmc.eval.reports.markdown import code, plain, row, rule
 from llmc.eval.reports.report import EvalReport
 from llmc.eval.reports.task_report import TaskReport
 from llmc.eval.tasks.tasks import METRICS
+from llmc.results import code, plain, row, rule
 
 
 def at(weight_bytes: int, kl: float, **changes: Any) -> EvalReport:

@@ -17,7 +17,8 @@ from tiny_models import build, byte_tokenizer
 import llmc
 from llmc.errors import LlmcError
 from llmc.eval.measures import embeddings as subject
-from llmc.eval.measures.embeddings import embed, open_encoder, pooling_of
+from llmc.eval.measures.embeddings import embed, open_encoder
+from llmc.models.pooling import pooling_of
 
 TEXTS = ["a lamp", "under the old bridge the river keeps to stone", "x", "walks and sings", "the lamp is bright"]
 

@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from llmc.calibration.statistics import Hessian
 from llmc.compressors.cholesky import factor_upper, inverse_upper
 from llmc.compressors.gptq import ROWS, Gptq
+from llmc.compressors.method import Context
 from llmc.compressors.rtn import Rtn, round_to_nearest
 from llmc.encodings.encoded import Encoded, Params
-from llmc.results import Context
 
 
 def context(dtype: torch.dtype = torch.float32, **fields: Any) -> Context:

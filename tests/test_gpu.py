@@ -15,6 +15,7 @@ import torch
 from llmc.artifacts.kernel_folder import cuda_kernel_files, kernel_files
 from llmc.encodings.coding import bitmaps, gpu, planes, rans
 from llmc.errors import InputError, UnsupportedError
+from llmc.files.bytes import Bytes
 
 CASES = Path(__file__).parent / "gpu_cases.py"
 NUMBERS = (np.random.default_rng(1).standard_normal(3000).astype(np.float32).view(np.uint32) >> 16).astype(np.uint16)
@@ -158,7 +159,7 @@ def test_a_device_that_is_there_is_taken(monkeypatch: pytest.MonkeyPatch) -> Non
     ],
     ids=["bitmaps", "rans"],
 )
-def test_heads_are_checked_before_anything_is_sent(stream: rans.Bytes, sum_differs: str) -> None:
+def test_heads_are_checked_before_anything_is_sent(stream: Bytes, sum_differs: str) -> None:
     for at, what in ((5, sum_differs), (0, "not a stream of this coder")):
         damaged = stream.copy()
         damaged[at] ^= 1

@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 
 import llmc
 from llmc.cli import execute
+from llmc.embedded.names import embedded_task, embedded_text
 from llmc.eval.tasks.text_pairs import load_similarities
 from llmc.files.line_ends import LineEnds
-from llmc.recipe.paths import embedded_task, embedded_text
 
 NOTE = "text.txt: line ends of Windows became \\n; --raw-text keeps the bytes"
 BOTH = "text.txt: line ends of Windows became \\n and a byte order mark was dropped; --raw-text keeps the bytes"

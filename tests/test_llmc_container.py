@@ -22,7 +22,7 @@ from llmc.eval.measures.sizes import folder_sizes
 from llmc.formats.llmc import Llmc
 from llmc.models import resident
 from llmc.models.checkpoint import Checkpoint
-from llmc.results import Target
+from llmc.targets import Target
 
 CASES = ("llama", "llama-untied", "gpt2", "mixtral", "qwen3-moe")
 WEIGHTS = "model.llmc.safetensors"

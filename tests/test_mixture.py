@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 
 import llmc
 from llmc.calibration.data import CalibrationOptions, load_calibration
-from llmc.calibration.data_sets import weighted
 from llmc.calibration.mixture import load_mixture, shares
 from llmc.cli import execute
+from llmc.embedded.names import weighted
 from llmc.errors import CalibrationError, UsageError
 from llmc.pipeline.plan import CARRIED_NOTE
 from llmc.recipe.recipe import from_dict, load_recipe, to_dict

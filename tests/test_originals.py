@@ -18,9 +18,9 @@ from test_lossless import digests
 
 import llmc
 from llmc.artifacts.lossless import originals
-from llmc.artifacts.travel import ARCHIVE
 from llmc.errors import CheckpointError
 from llmc.files.manifest import write_manifest
+from llmc.files.travel import ARCHIVE
 
 KERNEL = "kernel/build/torch-cpu/"
 

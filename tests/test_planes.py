@@ -14,6 +14,7 @@ from llmc.encodings.coding import planes, rans
 from llmc.encodings.coding.planes import Split
 from llmc.encodings.kernels import rans_reference as reference
 from llmc.errors import InputError
+from llmc.files.bytes import as_bytes
 
 DTYPES = {
     "bfloat16": torch.bfloat16,
@@ -75,7 +76,7 @@ def like_weights(size: int, n: int, seed: int) -> np.ndarray:
     values = torch.tensor(rng.standard_normal(n) * 0.02 * spread, dtype=torch.float32)
     kind = {1: torch.float8_e4m3fn, 2: torch.bfloat16 if seed % 2 else torch.float16, 4: torch.float32}[size]
     bits = {1: np.uint8, 2: np.uint16, 4: np.uint32}[size]
-    numbers = rans.as_bytes(values.to(kind)).view(bits).copy()
+    numbers = as_bytes(values.to(kind)).view(bits).copy()
     odd = rng.random(n) < (0, 0.001, 0.3)[seed % 3]
     numbers[odd] = patterns(size, n, seed)[odd]
     return numbers
@@ -154,7 +155,7 @@ def test_small_is_the_joint_entropy(name: str, spread: float) -> None:
     scales = np.exp(spread * rng.standard_normal((512, 1))) * 0.02
     weights = torch.tensor(rng.standard_normal((512, 4096)) * scales).to(DTYPES[name])
     stream, raw = planes.encode(weights, how := planes.SMALL[name])
-    numbers = rans.as_bytes(weights).view({2: np.uint16, 4: np.uint32}[how.bytes])
+    numbers = as_bytes(weights).view({2: np.uint16, 4: np.uint32}[how.bytes])
     unsigned = numbers & np.asarray((1 << 8 * how.bytes - 1) - 1, numbers.dtype)
     low = max(0, how.raw_bits - 6)  # the last bits of fp32 are noise, and more values than there are weights
     limit = entropy((unsigned >> low).astype(np.int64)) + low + 1

@@ -13,12 +13,13 @@ from hypothesis import strategies as st
 from llmc.encodings.coding import rans
 from llmc.encodings.kernels import rans_reference as reference
 from llmc.errors import InputError
+from llmc.files.bytes import Bytes
 
 PATHS = rans.paths()
 KINDS = ("one", "context", "automaton")
 
 
-def plane(seed: int, n: int, alphabet: int, low: int = 0) -> rans.Bytes:
+def plane(seed: int, n: int, alphabet: int, low: int = 0) -> Bytes:
     """Symbols of a skewed distribution over `alphabet` values from `low` on."""
     rng = np.random.default_rng(seed)
     weights = rng.pareto(1.0, alphabet) + 1e-4
@@ -39,7 +40,7 @@ def selection(kind: str, seed: int, n: int, tables: int = 3) -> rans.Contexts | 
     )
 
 
-def contexts_of(select: rans.Contexts | rans.Automaton | None) -> rans.Bytes | None:
+def contexts_of(select: rans.Contexts | rans.Automaton | None) -> Bytes | None:
     return select.values if isinstance(select, rans.Contexts) else None
 
 
@@ -115,7 +116,7 @@ def test_a_raw_value_drives_the_automaton_of_a_trellis() -> None:
     assert np.array_equal(rans.decode(stream, values.size).reshape(values.shape), values)
 
 
-def entropy_of(stream: rans.Bytes, symbols: rans.Bytes, tables: rans.Bytes) -> float:
+def entropy_of(stream: Bytes, symbols: Bytes, tables: Bytes) -> float:
     """Bytes of the symbols at the probabilities of the stream's tables, and of its escapes."""
     info = rans.describe(stream, symbols.size)
     raw = symbols >= info.escape_first
@@ -225,7 +226,7 @@ def test_crc32c() -> None:
 
 
 @cache
-def sample(kind: str) -> tuple[rans.Bytes, rans.Bytes, rans.Bytes | None]:
+def sample(kind: str) -> tuple[Bytes, Bytes, Bytes | None]:
     symbols = plane(8, 700, 40, 100)
     select = selection(kind, 8, 700)
     return rans.encode(symbols, select=select, lanes=16, chunk_symbols=256), symbols, contexts_of(select)
@@ -246,7 +247,7 @@ def test_no_damage_goes_unseen(kind: str, path: str) -> None:
         rans.decode(np.append(stream, np.uint8(0)), symbols.size, contexts=contexts, path=path)
 
 
-def resummed(stream: rans.Bytes, at: int, value: int, size: int = 1) -> rans.Bytes:
+def resummed(stream: Bytes, at: int, value: int, size: int = 1) -> Bytes:
     """A head that says something else, and whose own sum agrees."""
     changed = stream.copy()
     changed[at : at + size] = np.frombuffer(value.to_bytes(size, "little"), np.uint8)

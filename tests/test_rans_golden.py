@@ -9,6 +9,7 @@ import pytest
 
 from llmc.encodings.coding import planes, rans
 from llmc.encodings.kernels import rans_reference as reference
+from llmc.files.bytes import Bytes
 
 TEXT = np.frombuffer(b"she sells sea shells by the sea shore", np.uint8)
 CONTEXTS = (np.arange(37) % 3).astype(np.uint8)
@@ -52,7 +53,7 @@ STREAMS = {
 }
 
 
-def made() -> dict[str, tuple[np.ndarray, np.ndarray | None, rans.Bytes]]:
+def made() -> dict[str, tuple[np.ndarray, np.ndarray | None, Bytes]]:
     """Values, contexts and stream of each."""
     table_of = np.zeros(256, np.uint8)
     table_of[1] = 1

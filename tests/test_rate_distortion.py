@@ -72,14 +72,14 @@ def test_bytes_are_those_of_codes_and_scales() -> None:
 def test_a_row_is_measured_from_what_is_read_back() -> None:
     from rate_distortion import Setting, draw, encode, measured
 
-    from llmc.encodings import trellis_search as trellis_kernel
+    from llmc.encodings.coding import trellis_stream
 
     setting = Setting("trellis", 2, 8)
     row = measured("gaussian", setting, 256, 1)
     W = draw("gaussian", 256)
     matrix, stored, coded = encode(W, setting)
-    stream = trellis_kernel.pack(matrix)
-    back = trellis_kernel.unpack(stream, (256, 256), torch.float32).dequantize().double()
+    stream = trellis_stream.pack(matrix)
+    back = trellis_stream.unpack(stream, (256, 256), torch.float32).dequantize().double()
     assert coded is None and row.coded is None and stream.size <= stored < stream.size + 64
     assert row.stored == 8 * stored / W.numel() <= 2.01
     assert row.error == pytest.approx(float((back - W).square().sum() / W.double().square().sum()))

@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 
 from llmc.calibration.statistics import Hessian
 from llmc.compressors import METHODS
+from llmc.compressors.method import Context
 from llmc.compressors.options import GridOptions, check_groups
 from llmc.compressors.rtn import TILE, Rtn
 from llmc.encodings.encoded import Encoded
 from llmc.errors import UsageError
-from llmc.results import Context
 from llmc.threads import ordered_map, row_tiles, run_single
 
 

@@ -14,7 +14,7 @@ from test_hf import model_class
 from llmc.calibration.inputs import model_inputs
 from llmc.calibration.sensitivity import kl_losses
 from llmc.models.checkpoint import Checkpoint
-from llmc.results import Target
+from llmc.targets import Target
 
 BATCHES, SIZE, LENGTH = 96, 1, 24
 EXPERTS = ("mixtral", "qwen3-moe")

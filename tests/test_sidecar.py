@@ -16,9 +16,9 @@ from spoiled import change_tensors
 
 import llmc
 from llmc.artifacts.sidecar import MOST_SETTINGS, TEMPLATES, carried_files
-from llmc.eval.measures.embeddings import pooling_of
 from llmc.files.safetensors import read_folder
 from llmc.models.checkpoint import Checkpoint
+from llmc.models.pooling import pooling_of
 
 ROUND: dict[str, Any] = {"method": "rtn", "group_size": 32}
 KINDS = ((0, "Transformer"), (1, "Pooling"))

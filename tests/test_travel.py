@@ -17,8 +17,8 @@ from test_lossless import digests
 
 import llmc
 from llmc.artifacts.push import push
-from llmc.artifacts.travel import ARCHIVE, JUNK, distinct, inside, note, refuse_secrets, survey
 from llmc.errors import CheckpointError
+from llmc.files.travel import ARCHIVE, JUNK, distinct, inside, note, refuse_secrets, survey
 
 SECRET = b"this must never leave"
 TOKENS = {

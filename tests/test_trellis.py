@@ -14,8 +14,7 @@ from llmc.calibration.statistics import Hessian
 from llmc.compressors import trellis
 from llmc.compressors.gptq import Gptq
 from llmc.compressors.trellis import Trellis
-from llmc.encodings import trellis_search as trellis_kernel
-from llmc.encodings.coding import tensor_coder
+from llmc.encodings.coding import tensor_coder, trellis_stream
 from llmc.encodings.encoded import Encoded
 from llmc.encodings.trellis import MOST_CODE
 from llmc.errors import UsageError
@@ -28,7 +27,7 @@ def stored_bits(matrix: Encoded) -> float:
 
 
 def same(one: Encoded, other: Encoded) -> bool:
-    return np.array_equal(trellis_kernel.pack(one), trellis_kernel.pack(other))
+    return np.array_equal(trellis_stream.pack(one), trellis_stream.pack(other))
 
 
 @pytest.mark.parametrize("shape", [(256, 256), (512, 128), (300, 520), (700, 99)])
@@ -164,7 +163,7 @@ def test_an_outlier_is_kept(states: int, size: float, calibrated: bool) -> None:
     step = float(found.grid.steps[11])  # type: ignore[attr-defined]
     assert abs(float(values[37, 11]) - size) <= (4 if calibrated else 1) * step  # of others, errors are carried to it
     assert int(found.codes.abs().max()) <= MOST_CODE
-    again = trellis_kernel.unpack(trellis_kernel.pack(found), found.shape, found.dtype)
+    again = trellis_stream.unpack(trellis_stream.pack(found), found.shape, found.dtype)
     assert torch.equal(again.codes, found.codes)
     if not calibrated and abs(size) < 1e4:  # the rest is as good as without it, about
         assert float((values[:37].double() - w[:37].double()).square().mean()) < 0.04
@@ -210,11 +209,11 @@ def test_decoding_is_the_definition(dtype: torch.dtype, shape: tuple[int, int]) 
     values = found.dequantize()
     for a, b in ((0, 1), (3, 259), (299, 300)):
         assert torch.equal(found.rows(a, b).dequantize(), values[a:b])
-    stream = trellis_kernel.pack(found)
+    stream = trellis_stream.pack(found)
     for path, threads in (("auto", 1), ("auto", 3)):
         out = torch.empty(shape, dtype=dtype)
         data = out.view(torch.uint8).numpy().reshape(-1)
-        trellis_kernel.decode_into(stream, shape, dtype, data, threads=threads, path=path)
+        trellis_stream.decode_into(stream, shape, dtype, data, threads=threads, path=path)
         assert torch.equal(out.view(torch.uint8), values.view(torch.uint8))
 
 

@@ -9,9 +9,9 @@ import pytest
 import torch
 from trellis_cases import PATHS, Layout, Shape, stream_of
 
-from llmc.encodings import trellis_search as trellis_kernel
-from llmc.encodings.coding import rans
+from llmc.encodings.coding import trellis_stream
 from llmc.encodings.kernels import trellis_reference as reference
+from llmc.files.bytes import Bytes, as_bytes
 
 CASES = {
     "one state": (Shape(6, 5, 1, 64), Layout()),
@@ -138,9 +138,9 @@ def test_every_case_is_frozen() -> None:
     assert STREAMS.keys() == CASES.keys() == SUMS.keys()
 
 
-def values_of(frozen: rans.Bytes, shape: tuple[int, int], path: str) -> np.ndarray:
+def values_of(frozen: Bytes, shape: tuple[int, int], path: str) -> np.ndarray:
     values = np.zeros(shape, np.float32)
-    trellis_kernel.decode_into(frozen, shape, torch.float32, values.reshape(-1).view(np.uint8), threads=1, path=path)
+    trellis_stream.decode_into(frozen, shape, torch.float32, values.reshape(-1).view(np.uint8), threads=1, path=path)
     return values
 
 
@@ -150,7 +150,7 @@ def test_frozen_streams(name: str) -> None:
     codes, values = reference.decode_codes(stream), reference.decode(stream)
     assert (zlib.crc32(codes.tobytes()), zlib.crc32(values.tobytes())) == SUMS[name]
     for path in PATHS:
-        assert np.array_equal(values_of(rans.as_bytes(stream), (rows, columns), path), values)
-    made = trellis_kernel.unpack(stream, (rows, columns), torch.float32)
+        assert np.array_equal(values_of(as_bytes(stream), (rows, columns), path), values)
+    made = trellis_stream.unpack(stream, (rows, columns), torch.float32)
     assert np.array_equal(made.codes.numpy(), codes)
     assert stream_of(made, CASES[name][1]).tobytes().hex() == STREAMS[name], "the encoder's choices have changed"

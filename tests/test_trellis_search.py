@@ -10,7 +10,7 @@ import pytest
 import torch
 from trellis_cases import follow
 
-from llmc.encodings import trellis_search as trellis_kernel
+from llmc.encodings import trellis_search
 from llmc.encodings.coding import rans
 from llmc.encodings.trellis import MACHINES, SHIFTS, FittedTrellis
 
@@ -31,7 +31,7 @@ def grid_of(states: int, columns: int, *, segment: int = 256, step: float = 1.0,
 def rising_rates(seed: int, classes: int) -> torch.Tensor:
     """Rates [classes, 2, 33] that rise with the magnitude, as those of weights do."""
     rng = np.random.default_rng(seed)
-    rate = rng.uniform(0.0, 0.4, (classes, 2, trellis_kernel.RATES + 1)).astype(np.float32)
+    rate = rng.uniform(0.0, 0.4, (classes, 2, trellis_search.RATES + 1)).astype(np.float32)
     rate[..., :-1] = rate[..., :-1].cumsum(-1)
     return torch.from_numpy(rate)
 
@@ -56,7 +56,7 @@ def searched(
     """Codes, values and errors [columns, rows] of `W: [columns, rows]`."""
     errors, codes, values = W.clone(), torch.empty(W.shape, dtype=torch.int16), torch.empty_like(W)
     columns = torch.arange(len(W))
-    trellis_kernel.search(errors, unit, grid, columns, row_class, rate, (codes, values), dtype=dtype, path=path)
+    trellis_search.search(errors, unit, grid, columns, row_class, rate, (codes, values), dtype=dtype, path=path)
     return codes, values, errors
 
 
@@ -66,8 +66,8 @@ def cost_of(levels: np.ndarray, parity: np.ndarray, x: np.ndarray, grid: FittedT
     size = np.abs(code)
     value = np.sign(code) * (size / 2 - grid.shifts.double().numpy()[np.minimum(size, SHIFTS)])
     place = size // 2
-    beyond = np.maximum(size / 2 - trellis_kernel.RATES + 1, 0) * rate[parity, -1] * (place >= trellis_kernel.RATES - 1)
-    return (x - value) ** 2 + rate[parity, np.minimum(place, trellis_kernel.RATES - 1)] + beyond
+    beyond = np.maximum(size / 2 - trellis_search.RATES + 1, 0) * rate[parity, -1] * (place >= trellis_search.RATES - 1)
+    return (x - value) ** 2 + rate[parity, np.minimum(place, trellis_search.RATES - 1)] + beyond
 
 
 def best_of_all(x: np.ndarray, grid: FittedTrellis, rate: np.ndarray, reach: int = 6) -> float:
@@ -139,7 +139,7 @@ def test_every_path_finds_the_same(states: int, dtype: torch.dtype) -> None:
 
 def test_one_state_without_rates_is_plain_rounding() -> None:
     W, grid = matrix(0, 3, 500), grid_of(1, 3, step=0.7)
-    codes, values, _ = search(W, grid, torch.zeros(1, 2, trellis_kernel.RATES + 1))
+    codes, values, _ = search(W, grid, torch.zeros(1, 2, trellis_search.RATES + 1))
     steps = grid.steps.unsqueeze(1)
     assert torch.equal(codes >> 1, (W / steps).round().short())
     assert torch.equal(values, (W / steps).round() * steps)
@@ -170,13 +170,13 @@ def entropy(codes: np.ndarray) -> float:
 
 def learned(codes: np.ndarray, price: float) -> torch.Tensor:
     """Rates by magnitude, from codes of symmetric weights."""
-    rate = np.zeros((1, 2, trellis_kernel.RATES + 1))
+    rate = np.zeros((1, 2, trellis_search.RATES + 1))
     size = np.abs(codes.astype(np.int64)) // 2
     for parity in (0, 1):
         counts = np.bincount(
-            size[codes % 2 == parity].clip(max=trellis_kernel.RATES - 1), minlength=trellis_kernel.RATES
+            size[codes % 2 == parity].clip(max=trellis_search.RATES - 1), minlength=trellis_search.RATES
         )
-        sides = np.full(trellis_kernel.RATES, 2.0)
+        sides = np.full(trellis_search.RATES, 2.0)
         sides[0] = 2.0 if parity else 1.0
         rate[0, parity, :-1] = -np.log2((counts + 0.1) / sides / counts.sum())
         rate[0, parity, -1] = 1.0
@@ -205,7 +205,7 @@ def test_levels_are_counted_by_class_and_parity() -> None:
     codes = torch.from_numpy(rng.integers(-40, 40, (7, 50)).astype(np.int16))
     row_class, column_class = (torch.from_numpy(rng.integers(0, n, m, np.uint8)) for n, m in ((2, 30), (3, 7)))
     counts = torch.ones(2, 3, 2, 16, dtype=torch.int64)
-    trellis_kernel.count(codes[:, 10:40], row_class, column_class, counts)  # a part of the rows
+    trellis_search.count(codes[:, 10:40], row_class, column_class, counts)  # a part of the rows
     expected = np.ones((2, 3, 2, 16), np.int64)
     for j, r in np.ndindex(7, 30):
         code = int(codes[j, 10 + r])
@@ -218,7 +218,7 @@ def test_what_values_lack_is_tallied_by_magnitude() -> None:
     codes = torch.from_numpy(rng.integers(-40, 40, (5, 60)).astype(np.int16))
     errors, step = torch.randn(5, 60, generator=torch.Generator().manual_seed(0)), torch.rand(5) + 0.5
     seen, lack = torch.zeros(2, SHIFTS, dtype=torch.float64)
-    trellis_kernel.tally(codes, errors, step, seen, lack)
+    trellis_search.tally(codes, errors, step, seen, lack)
     outwards = (errors / step[:, None] * torch.where(codes < 0, -1, 1)).double()
     for size in range(SHIFTS):
         among = codes.abs() == size

@@ -15,33 +15,33 @@ from hypothesis import strategies as st
 from trellis_cases import PATHS, Layout, Shape, follow, matrix, stream_of
 
 from llmc import _native
-from llmc.encodings import trellis_search as trellis_kernel
-from llmc.encodings.coding import rans
+from llmc.encodings.coding import rans, trellis_stream
 from llmc.encodings.encoded import Encoded
 from llmc.encodings.kernels import trellis_reference as reference
 from llmc.encodings.trellis import MACHINES, encoded
 from llmc.errors import InputError
+from llmc.files.bytes import Bytes, as_bytes
 
 DTYPES = {torch.float32: torch.int32, torch.bfloat16: torch.int16, torch.float16: torch.int16}
 
 
 def values_of(
-    stream: rans.Bytes, shape: tuple[int, int], dtype: torch.dtype, path: str = "auto", threads: int = 1
+    stream: Bytes, shape: tuple[int, int], dtype: torch.dtype, path: str = "auto", threads: int = 1
 ) -> torch.Tensor:
     out = torch.full(shape, -1, dtype=dtype)
     place = out.view(-1).view(torch.uint8).numpy()
-    trellis_kernel.decode_into(stream, shape, dtype, place, threads=threads, path=path)
+    trellis_stream.decode_into(stream, shape, dtype, place, threads=threads, path=path)
     return out
 
 
-def codes_of(stream: rans.Bytes, shape: tuple[int, int], path: str = "auto", threads: int = 1) -> np.ndarray:
+def codes_of(stream: Bytes, shape: tuple[int, int], path: str = "auto", threads: int = 1) -> np.ndarray:
     codes = np.zeros(shape, np.int16)
     with rans.refusals("trellis"):
-        _native.trellis_codes(rans.as_bytes(stream), codes, threads, path)
+        _native.trellis_codes(as_bytes(stream), codes, threads, path)
     return codes
 
 
-def check_all_paths(stream: rans.Bytes, shape: tuple[int, int], codes: np.ndarray, values: np.ndarray) -> None:
+def check_all_paths(stream: Bytes, shape: tuple[int, int], codes: np.ndarray, values: np.ndarray) -> None:
     for path, threads in itertools.product(PATHS, (1, 2)):
         assert np.array_equal(codes_of(stream, shape, path, threads), codes)
         for dtype, bits in DTYPES.items():
@@ -77,7 +77,7 @@ def test_every_path_decodes_what_the_reference_decodes(data: st.DataObject) -> N
     assert np.array_equal(codes, made.codes.numpy())
     values = made.grid.value(made.codes, {}).numpy()
     assert np.array_equal(reference.decode(stream), values)
-    check_all_paths(rans.as_bytes(stream), (shape.rows, shape.columns), codes, values)
+    check_all_paths(as_bytes(stream), (shape.rows, shape.columns), codes, values)
 
 
 @pytest.mark.parametrize("lanes", [16, 32, 64])
@@ -94,7 +94,7 @@ def test_long_columns_run_through_vectors(lanes: int, columns: int) -> None:
 def test_small_and_large_values_are_rounded_alike(step: float) -> None:
     """Subnormal numbers and infinities too."""
     made = matrix(Shape(70, 64, spread=3000.0))
-    grid = replace(trellis_kernel.fitted(made), step=float(np.float32(step)))
+    grid = replace(trellis_stream.fitted(made), step=float(np.float32(step)))
     made = encoded(grid, made.codes, made.params["row_class"].view(-1), made.dtype)
     stream = stream_of(made, Layout(32))
     values = grid.value(made.codes, {}).numpy()
@@ -105,11 +105,11 @@ def test_small_and_large_values_are_rounded_alike(step: float) -> None:
 @pytest.mark.parametrize("shape", [(0, 5), (5, 0), (1, 1), (700, 3), (3, 5000)])
 def test_what_is_packed_comes_back(shape: tuple[int, int]) -> None:
     made = matrix(Shape(*shape, segment=256, row_classes=2 if shape[0] else 1, spread=9.0))
-    stream = trellis_kernel.pack(made, threads=2)
-    back = trellis_kernel.unpack(stream, shape, torch.bfloat16)
+    stream = trellis_stream.pack(made, threads=2)
+    back = trellis_stream.unpack(stream, shape, torch.bfloat16)
     assert torch.equal(back.codes, made.codes)
     assert torch.equal(back.params["row_class"], made.params["row_class"])
-    grid, was = trellis_kernel.fitted(back), trellis_kernel.fitted(made)
+    grid, was = trellis_stream.fitted(back), trellis_stream.fitted(made)
     assert (grid.states, grid.segment, grid.step) == (was.states, was.segment, was.step)
     for name in ("step_code", "column_class", "shift"):
         assert torch.equal(getattr(grid, name), getattr(was, name)), name
@@ -117,10 +117,10 @@ def test_what_is_packed_comes_back(shape: tuple[int, int]) -> None:
 
 
 def test_chunks_are_of_about_a_million_weights() -> None:
-    assert trellis_kernel.layout_for(4096, 4096, 256) == (1, 64)
-    assert trellis_kernel.layout_for(32000, 288, 256) == (8, 64)
-    assert trellis_kernel.layout_for(288, 768, 256) == (2, 16)
-    assert trellis_kernel.layout_for(10, 10, 256) == (1, 4)
+    assert trellis_stream.layout_for(4096, 4096, 256) == (1, 64)
+    assert trellis_stream.layout_for(32000, 288, 256) == (8, 64)
+    assert trellis_stream.layout_for(288, 768, 256) == (2, 16)
+    assert trellis_stream.layout_for(10, 10, 256) == (1, 4)
 
 
 def test_size_is_that_of_the_entropy() -> None:
@@ -136,12 +136,12 @@ def test_size_is_that_of_the_entropy() -> None:
 
 
 @cache
-def sample() -> tuple[rans.Bytes, Encoded]:
+def sample() -> tuple[Bytes, Encoded]:
     made = matrix(Shape(segment=16, row_classes=2, column_classes=2, spread=80.0))
     return stream_of(made), made
 
 
-def decode(stream: rans.Bytes, path: str = "auto") -> torch.Tensor:
+def decode(stream: Bytes, path: str = "auto") -> torch.Tensor:
     return values_of(stream, sample()[1].shape, torch.bfloat16, path)
 
 
@@ -159,7 +159,7 @@ def test_no_damage_goes_unseen(path: str) -> None:
         decode(np.append(stream, np.uint8(0)), path)
 
 
-def resummed(stream: rans.Bytes, at: int, value: int, size: int = 1) -> rans.Bytes:
+def resummed(stream: Bytes, at: int, value: int, size: int = 1) -> Bytes:
     """A head that says something else, and whose own sum agrees."""
     payload = reference.read_head(stream.tobytes()).payload
     changed = stream.copy()
@@ -213,17 +213,17 @@ def test_refusals_of_a_head(at: int, value: int, size: int, line: str) -> None:
 
 
 @cache
-def tiny() -> tuple[rans.Bytes, Encoded]:
+def tiny() -> tuple[Bytes, Encoded]:
     """One chunk with one escape, whose level is 1000."""
     plain = matrix(Shape(rows=30, columns=4, segment=64, spread=3.0))
     levels = plain.codes.numpy() >> 1
     levels[7, 2] = 1000
     codes = torch.from_numpy(follow(levels, np.arange(30), 8, 64))
-    made = encoded(trellis_kernel.fitted(plain), codes, plain.params["row_class"].view(-1), plain.dtype)
+    made = encoded(trellis_stream.fitted(plain), codes, plain.params["row_class"].view(-1), plain.dtype)
     return stream_of(made, Layout(base=-60)), made
 
 
-def edited(name: str) -> rans.Bytes:
+def edited(name: str) -> Bytes:
     """`tiny()` with something wrong in its only chunk, and the right sum of the head."""
     stream = tiny()[0]
     payload = reference.read_head(stream.tobytes()).payload
@@ -309,7 +309,7 @@ def test_refusals_of_what_cannot_be_packed(layout: Layout, line: str) -> None:
 )
 def test_refusals_of_arguments(path: str, size: int, line: str) -> None:
     with pytest.raises(InputError) as refused:
-        trellis_kernel.decode_into(sample()[0], (40, 9), torch.bfloat16, np.zeros(size, np.uint8), threads=1, path=path)
+        trellis_stream.decode_into(sample()[0], (40, 9), torch.bfloat16, np.zeros(size, np.uint8), threads=1, path=path)
     assert str(refused.value) == f"trellis: {line}"
 
 

@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 import torch
 
+from llmc.compressors.method import Context
 from llmc.compressors.trellis import Trellis
 from llmc.encodings.coding import coded_tensor, tensor_coder
 from llmc.encodings.coding.coded_head import TRELLIS, parse_head
 from llmc.encodings.encoded import Encoded
 from llmc.encodings.kernels.coded_tensor import dequantize
 from llmc.errors import InputError
-from llmc.results import Context
 
 
 def matrix(rows: int, columns: int, dtype: torch.dtype, states: int = 8) -> Encoded:

@@ -14,7 +14,7 @@ import torch
 from llmc.calibration.inputs import model_inputs
 from llmc.calibration.walk import Walk
 from llmc.models.checkpoint import Checkpoint
-from llmc.results import InputPoint
+from llmc.targets import InputPoint
 
 Change = Callable[[Any], None]
 

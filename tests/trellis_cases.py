@@ -9,10 +9,10 @@ import numpy as np
 import torch
 
 from llmc import _native
-from llmc.encodings import trellis_search as trellis_kernel
-from llmc.encodings.coding import rans
+from llmc.encodings.coding import rans, trellis_stream
 from llmc.encodings.encoded import Encoded
 from llmc.encodings.trellis import MACHINES, SHIFTS, FittedTrellis, encoded
+from llmc.files.bytes import Bytes
 
 PATHS = [path for path in rans.paths() if path != "avx512-search"]
 """Searching in registers is not for streams of a trellis: that path means `avx512` there."""
@@ -78,9 +78,9 @@ def matrix(shape: Shape) -> Encoded:
     return encoded(grid, torch.from_numpy(codes), torch.from_numpy(row_class), torch.bfloat16)
 
 
-def stream_of(made: Encoded, layout: Layout | None = None, *, threads: int = 1) -> rans.Bytes:
+def stream_of(made: Encoded, layout: Layout | None = None, *, threads: int = 1) -> Bytes:
     """The stream of a matrix, cut as `layout` says."""
-    grid, layout = trellis_kernel.fitted(made), layout or Layout()
+    grid, layout = trellis_stream.fitted(made), layout or Layout()
     bits, parity, flip = grid.machine
     arguments: dict[str, Any] = {
         "codes": made.codes.numpy(),

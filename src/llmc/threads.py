@@ -6,6 +6,7 @@ with one worker, since a BLAS call on several threads may sum in another order),
 
 from __future__ import annotations
 
+import os
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -72,3 +73,28 @@ def _single() -> None:
     torch.get_num_threads()  # takes over the global setting, once per thread: not after the next line
     torch.set_num_threads(1)
     _here.single = True
+
+
+def memory() -> int:
+    """Bytes of RAM that the machine has."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def cores() -> int:
+    """How many processors this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def overlapped(work: Callable[[T], R], items: Iterable[T], workers: int = 1) -> Iterator[tuple[T, R]]:
+    """Each item with what `work` makes of it, in other threads while the next item comes and the last one goes."""
+    coming: deque[tuple[T, Future[R]]] = deque()
+    pool = ThreadPoolExecutor(workers)
+    try:
+        for item in items:
+            coming.append((item, pool.submit(work, item)))
+            if len(coming) > workers:
+                yield coming[0][0], coming.popleft()[1].result()
+        while coming:
+            yield coming[0][0], coming.popleft()[1].result()
+    finally:
+        pool.shutdown(cancel_futures=True)

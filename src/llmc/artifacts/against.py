@@ -25,27 +25,29 @@ from llmc.artifacts.against_files import (
     prose,
     side_files,
 )
-from llmc.artifacts.artifact import raw_bytes
 from llmc.artifacts.export import grid_of
 from llmc.artifacts.layout import METADATA
+from llmc.artifacts.lossless.growing import metadata_for, metadata_of
 from llmc.artifacts.lossless.seal import KERNEL, beside, originals, quantization_of
-from llmc.artifacts.lossless.write import metadata_for, metadata_of, sources
+from llmc.artifacts.lossless.write import sources
+from llmc.artifacts.shapes import model_facts, weight_files
 from llmc.artifacts.sidecar import INDEX, carried_files
-from llmc.artifacts.store import bond, decibels
 from llmc.encodings.coding.coded_head import TRELLIS
 from llmc.encodings.encoded import Grid
+from llmc.encodings.measuring import bond, decibels
 from llmc.encodings.trellis import TrellisGrid
+from llmc.files.bytes import raw_bytes
 from llmc.files.manifest import MANIFEST, digest_file, digest_json
 from llmc.files.safetensors import load
 from llmc.formats import CONTAINERS
 from llmc.formats.coded_files import INDEX as CODED_INDEX
-from llmc.formats.coded_files import CodedTensors, cores
+from llmc.formats.coded_files import CodedTensors
 from llmc.formats.container import Container, Spec
 from llmc.late import torch
 from llmc.models.checkpoint import Checkpoint
 from llmc.models.config import read_config, without_code
 from llmc.models.tensors import Stored, stored
-from llmc.pipeline.plan import model_facts, weight_files
+from llmc.threads import cores
 
 TOLERANCE_DB = 1e-3
 FIRST = 1

@@ -14,11 +14,11 @@ from typing import Any
 from llmc.artifacts.kernel_folder import kernel_files
 from llmc.artifacts.layout import METADATA, WeightFiles
 from llmc.artifacts.sidecar import INDEX
-from llmc.artifacts.travel import ARCHIVE
 from llmc.encodings.coding.tensor_coder import MODES
 from llmc.files.header import HEADER_LIMIT
 from llmc.files.manifest import MANIFEST, SUMS, digest_file, digest_json, dump_json
 from llmc.files.safetensors import read_file
+from llmc.files.travel import ARCHIVE
 from llmc.formats.coded_files import INDEX as CODED_INDEX
 from llmc.formats.coded_files import SINGLE, CodedTensors, coded_name, is_coded
 from llmc.formats.container import Container, Facts, Spec

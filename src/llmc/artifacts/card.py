@@ -16,8 +16,8 @@ from typing import Any
 
 from llmc.artifacts.snippets import load_block, renamed, use_of
 from llmc.errors import printable
-from llmc.eval.reports.markdown import plain, row
 from llmc.files.manifest import CARD
+from llmc.results import plain, row
 
 RELATION = "quantized"
 TAKEN_OVER = ("license", "license_name", "license_link", "language", "pipeline_tag")

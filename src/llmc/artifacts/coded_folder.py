@@ -7,13 +7,14 @@ import os
 import shutil
 from pathlib import Path
 
-from llmc.artifacts.artifact import CHUNK, Folder, raw_bytes
+from llmc.artifacts.folder import CHUNK, Folder
 from llmc.artifacts.layout import WeightFiles, arrange, coded_files
 from llmc.encodings.coding import tensor_coder
 from llmc.errors import StorageError
+from llmc.files.bytes import raw_bytes
 from llmc.files.disk import disk_errors
-from llmc.formats.coded_files import cores
 from llmc.late import torch
+from llmc.threads import cores
 
 
 class CodedFolder(Folder):

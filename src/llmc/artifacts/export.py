@@ -7,10 +7,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
-from llmc.artifacts.artifact import Artifact, Folder, Unit, raw_bytes
+from llmc.artifacts.artifact import Artifact, Unit
 from llmc.artifacts.card import Made, model_card, source_fields
+from llmc.artifacts.folder import Folder
 from llmc.artifacts.layout import arrange
 from llmc.artifacts.lossless.decompress import decompress
+from llmc.artifacts.shapes import model_facts, stored_shapes, target_bits
 from llmc.artifacts.sidecar import side_notes, write_sidecar
 from llmc.artifacts.store import store
 from llmc.artifacts.workfolder import check_place
@@ -20,6 +22,7 @@ from llmc.encodings.int_grid import IntGrid
 from llmc.encodings.nf4_grid import Nf4Grid
 from llmc.encodings.trellis import TrellisGrid
 from llmc.errors import InputError, UnsupportedError
+from llmc.files.bytes import raw_bytes
 from llmc.files.manifest import CARD, read_manifest, write_manifest
 from llmc.formats import CONTAINERS
 from llmc.formats.container import Container, Spec
@@ -28,9 +31,9 @@ from llmc.late import torch
 from llmc.models.checkpoint import Checkpoint
 from llmc.models.config import read_config
 from llmc.models.hub import resolve_model
-from llmc.pipeline.plan import model_facts, stored_shapes, target_bits
 from llmc.public import public
-from llmc.results import Progress, Table, Target, silent
+from llmc.results import Progress, Table, silent
+from llmc.targets import Target
 
 
 @dataclass(frozen=True)

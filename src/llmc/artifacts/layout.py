@@ -6,8 +6,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TypeAlias
 
+from llmc.files.header import nbytes
 from llmc.files.safetensors import write_header
+from llmc.formats.coded_files import coded_name
 from llmc.late import torch
+
+OVERHEAD = 64  # more than the head of a tensor that was not made smaller, its shape left out
+
 
 SHARD = 5_000_000_000
 METADATA = {"format": "pt"}
@@ -90,9 +95,9 @@ def coded_files(files: WeightFiles) -> WeightFiles:
     )
 
 
-def nbytes(dtype: torch.dtype, shape: tuple[int, ...]) -> int:
-    """Bytes of a tensor."""
-    count = dtype.itemsize
-    for n in shape:
-        count *= n
-    return count
+def at_most(files: WeightFiles) -> dict[str, int]:
+    """Coded file -> bytes that the coding of plain files cannot exceed."""
+    heads = dict.fromkeys(files.sizes, 512)
+    for slot in files.slots.values():
+        heads[slot.file] += OVERHEAD + 10 * len(slot.shape)
+    return {coded_name(name): size + 3 * len(files.headers[name]) + heads[name] for name, size in files.sizes.items()}

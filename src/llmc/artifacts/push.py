@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from llmc.artifacts.publish import published
-from llmc.artifacts.travel import refuse_secrets, survey
 from llmc.errors import CheckpointError, UsageError, printable
+from llmc.files.travel import refuse_secrets, survey
 from llmc.models.hub import PICKLES, hub_errors
 from llmc.models.snapshot import is_digest
 from llmc.results import Progress, Table, silent

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from llmc.artifacts.kernel_folder import kernel_files
-from llmc.artifacts.travel import ARCHIVE, distinct, folded, left_out_note, refuse_secrets, survey
 from llmc.errors import first_line
 from llmc.files.manifest import MANIFEST, SUMS, dump_json
+from llmc.files.travel import ARCHIVE, distinct, folded, left_out_note, refuse_secrets, survey
 from llmc.formats.coded_files import INDEX as CODED_INDEX
 from llmc.formats.container import Container, Facts, Spec
 from llmc.models.config import without_code

@@ -14,17 +14,16 @@ from pathlib import Path
 from typing import Any
 
 from llmc.artifacts.against_files import Findings
-from llmc.artifacts.artifact import raw_bytes
-from llmc.artifacts.lossless import check as lossless_verification
+from llmc.artifacts.lossless import check
 from llmc.artifacts.lossless.originals import archive_problems
-from llmc.artifacts.travel import of_cache
 from llmc.errors import InputError, LlmcError, VerifyError, printable
+from llmc.files.bytes import raw_bytes
 from llmc.files.manifest import CARD, MANIFEST, SUMS, digest_file, dump_json, field_digests, malformed, salvaged
 from llmc.files.safetensors import TensorEntry, load, read_file
+from llmc.files.travel import of_cache
 from llmc.formats.coded_files import is_coded
 from llmc.models.config import read_config
-from llmc.models.hub import resolve_model
-from llmc.models.load import located
+from llmc.models.hub import located, resolve_model
 from llmc.models.tensors import stored
 from llmc.public import public
 from llmc.results import Progress, Table, silent
@@ -293,7 +292,7 @@ def _damaged_tensors(entries: dict[str, TensorEntry], recorded: dict[str, Any]) 
 def _as_recorded(entry: TensorEntry, record: dict[str, Any]) -> bool:
     """Whether a tensor has the stored bytes that the manifest says: a SHA-256, or a CRC-32C of a coded tensor."""
     if "crc32c" in record:
-        return lossless_verification.crc_of(load(entry)) == record["crc32c"]
+        return check.crc_of(load(entry)) == record["crc32c"]
     return _digest(entry) == record.get("sha256")
 
 
@@ -310,7 +309,7 @@ def _check_values(path: Path, manifest: dict[str, Any], progress: Progress) -> t
     problems: list[str] = []
     tensors = 0
     if is_coded(path):
-        problems, tensors = lossless_verification.check_values(path, manifest, progress)
+        problems, tensors = check.check_values(path, manifest, progress)
     if is_coded(path) and (problems or not rows):
         return problems, tensors, 0
     try:

@@ -5,7 +5,6 @@ A source is `name[:configuration][@split]`. Nothing in a data set is executed: `
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +14,6 @@ from llmc.errors import CalibrationError, NetworkError, first_line
 
 FILE_SUFFIXES = (".txt", ".jsonl", ".parquet")
 HUB_TIMEOUT = 10.0  # seconds
-WEIGHT = re.compile(r"(.+):(\d{1,6}(?:\.\d{1,6})?)", re.DOTALL)
 SAVED = ("state.json", "dataset_dict.json")  # what `save_to_disk` leaves in a folder
 
 
@@ -42,16 +40,6 @@ def parse_data_set(source: str) -> DataSetName:
     if not colon or "/" in configuration or Path(rest).exists():
         name, configuration = rest, ""
     return DataSetName(name, configuration, split)
-
-
-def weighted(source: str) -> tuple[str, float]:
-    """A source and its weight; a file whose own name ends like that comes first.
-
-    >>> weighted("a.txt:2")
-    ('a.txt', 2.0)
-    """
-    match = WEIGHT.fullmatch(source)
-    return (source, 1.0) if match is None or Path(source).exists() else (match[1], float(match[2]))
 
 
 def data_set_rows(asked: DataSetName, source: str, *, kinds: str) -> Iterator[dict[str, Any]]:

@@ -12,7 +12,7 @@ from dataclasses import replace
 from typing import Any, Protocol
 
 from llmc.late import nn, torch
-from llmc.results import InputPoint
+from llmc.targets import InputPoint
 
 EXPERTS = "llmc"
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from llmc.calibration.data import CalibrationOptions, CalibrationSet, load_calibration, token_sha256
-from llmc.calibration.data_sets import weighted
+from llmc.embedded.names import weighted
 from llmc.errors import UsageError
 from llmc.late import torch
 

@@ -15,11 +15,12 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from llmc.errors import UnsupportedError
-from llmc.eval.measures.embeddings import pooling_of
 from llmc.late import torch
 from llmc.models.checkpoint import Checkpoint
+from llmc.models.pooling import pooling_of
 from llmc.models.skeleton import Group
-from llmc.results import Progress, Target, silent
+from llmc.results import Progress, silent
+from llmc.targets import Target
 
 Decoded: TypeAlias = "Callable[[str], torch.Tensor | None]"
 

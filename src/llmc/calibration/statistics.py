@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any, Protocol
+
 from llmc.late import torch
 from llmc.registry import Registry
 
@@ -85,3 +87,15 @@ def _strips(features: int) -> list[tuple[int, int, slice]]:
         out.append((a, b, slice(start, stop)))
         start = stop
     return out
+
+
+class Statistic(Protocol):
+    """An online, mergeable accumulator at one input point."""
+
+    def update(
+        self, x: torch.Tensor, *, reference: torch.Tensor | None = None, weight: torch.Tensor | None = None
+    ) -> None:
+        """Take in `x: [tokens, features]`."""
+
+    def merge(self, other: Any) -> None:
+        """Take in what another accumulator of the same kind has seen."""

@@ -27,7 +27,7 @@ from llmc.calibration.statistics import Hessian
 from llmc.late import torch
 from llmc.models.checkpoint import Checkpoint
 from llmc.models.skeleton import direct_parameters
-from llmc.results import InputPoint
+from llmc.targets import InputPoint
 
 Replaced: TypeAlias = "Callable[[str], torch.Tensor | None]"
 

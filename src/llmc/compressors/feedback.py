@@ -17,8 +17,8 @@ from typing import TypeAlias
 
 from llmc.calibration.statistics import Hessian
 from llmc.compressors.cholesky import factor_upper, inverse_upper
+from llmc.compressors.method import Context
 from llmc.late import torch
-from llmc.results import Context
 from llmc.threads import run_single
 
 RAISES = 3  # times damping is raised tenfold

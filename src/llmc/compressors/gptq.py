@@ -14,13 +14,13 @@ from typing import Any, ClassVar
 
 from llmc.calibration.statistics import Hessian
 from llmc.compressors.feedback import Problem, Slab, by_activity, by_groups, exact, prepare, relative_error
+from llmc.compressors.method import Context
 from llmc.compressors.options import GridOptions, check_groups, option
 from llmc.compressors.rtn import round_to_nearest
 from llmc.encodings import int_kernel
 from llmc.encodings.encoded import Encoded, Grid, Params, Plane
 from llmc.encodings.int_grid import IntGrid
 from llmc.late import torch
-from llmc.results import Context
 from llmc.threads import ordered_map, row_tiles
 
 ROWS = 3072  # rows worked on at once: long columns make the Python between two products cheap ...

@@ -9,10 +9,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from llmc.compressors.method import Context
 from llmc.compressors.options import GridOptions, check_groups
 from llmc.encodings.encoded import Encoded, Grid, Params, Plane
 from llmc.late import torch
-from llmc.results import Context
 from llmc.threads import ordered_map, row_tiles
 
 TILE = 1 << 19  # weights at once

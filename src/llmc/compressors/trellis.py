@@ -14,8 +14,9 @@ from typing import Any, ClassVar
 
 from llmc.calibration.statistics import Hessian
 from llmc.compressors.feedback import Problem, Slab, by_activity, by_place, prepare, relative_error
+from llmc.compressors.method import Context
 from llmc.compressors.options import check_options, option
-from llmc.encodings import trellis_search as trellis_kernel
+from llmc.encodings import trellis_search
 from llmc.encodings.coding import tensor_coder
 from llmc.encodings.encoded import Encoded
 from llmc.encodings.trellis import (
@@ -31,7 +32,6 @@ from llmc.encodings.trellis import (
 from llmc.encodings.trellis_search import RATES
 from llmc.errors import UsageError
 from llmc.late import torch
-from llmc.results import Context
 from llmc.threads import ordered_map, run_single
 
 SEGMENTS = 3  # of rows worked on at once; odd: columns a power of two apart share places in the cache
@@ -260,9 +260,9 @@ class Search:
         def round_slab(R: torch.Tensor, values: torch.Tensor, slab: Slab) -> None:
             columns = order[slab.start : slab.stop]
             out = codes[slab.start : slab.stop], values
-            trellis_kernel.search(R, slab.unit, self.grid, columns, row_class, self.rate, out, dtype=self.dtype)
+            trellis_search.search(R, slab.unit, self.grid, columns, row_class, self.rate, out, dtype=self.dtype)
             if learn:
-                trellis_kernel.tally(out[0], R, self.grid.steps[columns], *short)
+                trellis_search.tally(out[0], R, self.grid.steps[columns], *short)
 
         error = self.problem.carry(work, round_slab)
         counts = self._count(codes, row_class) if learn else torch.zeros(1)
@@ -272,7 +272,7 @@ class Search:
         order, column_class = self.problem.order, self.grid.column_class
         kinds = int(self.row_class.max()) + 1, int(column_class.max()) + 1
         counts = torch.zeros(*kinds, 2, 2 * LEVELS, dtype=torch.int64)
-        trellis_kernel.count(codes, row_class, column_class[order], counts)
+        trellis_search.count(codes, row_class, column_class[order], counts)
         return counts
 
     def _bits(self, found: Pass) -> float:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from llmc import _native
-from llmc.encodings.coding.rans import as_bytes
+from llmc.files.bytes import as_bytes
 from llmc.late import LateTable, np, torch
 
 NUMBERS = LateTable(lambda: {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2})

@@ -8,15 +8,15 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llmc.devices import require_device
+from llmc.embedded.names import embedded_text
 from llmc.errors import CalibrationError, InputError, UsageError
 from llmc.eval.reports.report import Source
 from llmc.eval.tasks.tasks import Task, check_limit, load_tasks
 from llmc.eval.tasks.text_pairs import TextPair, load_similarities, load_translations
 from llmc.files.line_ends import LineEnds
 from llmc.late import LateTable, torch
+from llmc.models.devices import require_device
 from llmc.models.open import position_limit, quiet
-from llmc.recipe.paths import embedded_text
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -6,11 +6,12 @@ import math
 from typing import TYPE_CHECKING, Any
 
 from llmc.eval.conditions import Conditions
-from llmc.eval.measures.embeddings import Embeddings, embed, pooling_of
+from llmc.eval.measures.embeddings import Embeddings, embed
 from llmc.eval.measures.metrics import Scored
 from llmc.eval.measures.seq2seq import score_pairs
 from llmc.eval.measures.similarity import similarity
 from llmc.eval.measures.text_figures import NO_TEXT, text_figures
+from llmc.models.pooling import pooling_of
 
 if TYPE_CHECKING:
     from llmc.eval.subject import Subject

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from llmc.artifacts.card import method_line
+from llmc.embedded.names import resolve_model as embedded_or_id
 from llmc.errors import LlmcError
 from llmc.eval.measures.embeddings import open_encoder
 from llmc.eval.measures.seq2seq import open_seq2seq
@@ -19,11 +20,10 @@ from llmc.eval.measures.sizes import Sizes, folder_sizes
 from llmc.eval.reports.report import Source
 from llmc.files.manifest import read_manifest
 from llmc.late import torch
-from llmc.models.classes import open_tokenizer
 from llmc.models.config import open_config, read_config
 from llmc.models.hub import resolve_model
 from llmc.models.open import model_kind, open_model
-from llmc.recipe.paths import resolve_model as embedded_or_id
+from llmc.models.tokenizer import open_tokenizer
 from llmc.results import Progress
 
 Opener = Callable[[Path], tuple[Any, Any]]

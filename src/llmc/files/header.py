@@ -215,3 +215,11 @@ def write_header(
     base = 8 + len(text)
     spans = {name: tuple(header[name]["data_offsets"]) for name, _, _ in entries}
     return len(text).to_bytes(8, "little") + text, {n: (base + a, base + b) for n, (a, b) in spans.items()}
+
+
+def nbytes(dtype: torch.dtype, shape: tuple[int, ...]) -> int:
+    """Bytes of a tensor."""
+    count = dtype.itemsize
+    for n in shape:
+        count *= n
+    return count

@@ -15,7 +15,7 @@ from llmc.encodings.encoded import Encoded, Plane
 from llmc.encodings.nf4_grid import TABLE, Nf4Grid
 from llmc.formats.container import Facts, Layout, Spec, one_grid_kind, prefix_of
 from llmc.late import torch
-from llmc.results import Target
+from llmc.targets import Target
 
 BLOCKS = (32, 64, 128, 256, 512, 1024, 2048, 4096)
 

@@ -6,19 +6,17 @@ the name of the tensor that it holds. The name of the file keeps loaders away th
 
 from __future__ import annotations
 
-import os
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from llmc.encodings.coding import coded_head, coded_tensor
 from llmc.encodings.coding.coded_head import SAME, Head
-from llmc.encodings.coding.rans import as_bytes
 from llmc.errors import CheckpointError, InputError, MemoryLimitError
+from llmc.files.bytes import as_bytes
 from llmc.files.safetensors import KIND_OF, TensorEntry, load, load_rows, read_file, read_folder
 from llmc.late import torch
+from llmc.threads import cores, memory, overlapped
 
 SUFFIX = ".llmc.safetensors"
 SINGLE = "model.llmc.safetensors"
@@ -26,9 +24,6 @@ INDEX = "model.llmc.safetensors.index.json"
 HEAD_BYTES = 512  # enough for nearly all heads
 SMALL = 1 << 23  # stored bytes; of less, threads have too little to share
 BESIDE = 4  # small tensors at a time
-
-Item = TypeVar("Item")
-Result = TypeVar("Result")
 
 
 def coded_name(file: str) -> str:
@@ -161,33 +156,6 @@ class _Named:
             raise CheckpointError(f"tensor {self.name}: {error.message}", where=where, fix=error.fix) from error
         if isinstance(error, MemoryError):
             raise MemoryLimitError(f"tensor {self.name}: {error}", where=where) from error
-
-
-def memory() -> int:
-    """Bytes of RAM that the machine has."""
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-
-
-def cores() -> int:
-    """How many processors this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def overlapped(
-    work: Callable[[Item], Result], items: Iterable[Item], workers: int = 1
-) -> Iterator[tuple[Item, Result]]:
-    """Each item with what `work` makes of it, in other threads while the next item comes and the last one goes."""
-    coming: deque[tuple[Item, Future[Result]]] = deque()
-    pool = ThreadPoolExecutor(workers)
-    try:
-        for item in items:
-            coming.append((item, pool.submit(work, item)))
-            if len(coming) > workers:
-                yield coming[0][0], coming.popleft()[1].result()
-        while coming:
-            yield coming[0][0], coming.popleft()[1].result()
-    finally:
-        pool.shutdown(cancel_futures=True)
 
 
 def _entries(path: Path) -> dict[str, TensorEntry]:

@@ -16,7 +16,7 @@ from llmc.encodings.encoded import Encoded, Plane, group_count
 from llmc.encodings.int_grid import IntGrid
 from llmc.formats.container import Facts, Layout, Spec, one_grid_kind, prefix_of
 from llmc.late import torch
-from llmc.results import Target
+from llmc.targets import Target
 
 VERSION = "0.20.0"
 EXPERTS = r"re:.*\.experts\.\d+\..*"  # transformers finds the scheme of routed experts by such a target only

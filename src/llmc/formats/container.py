@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Protocol, TypeAlias
 
 from llmc.encodings.encoded import Encoded, Grid
 from llmc.late import torch
-from llmc.results import Target
+from llmc.targets import Target
 
 Layout: TypeAlias = "dict[str, tuple[torch.dtype, tuple[int, ...]]]"
 

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 from llmc.encodings.encoded import Encoded
 from llmc.formats.container import Facts, Layout, Spec
 from llmc.late import torch
-from llmc.results import Target
+from llmc.targets import Target
 
 
 @dataclass(frozen=True)

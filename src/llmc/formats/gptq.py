@@ -15,7 +15,7 @@ from llmc.encodings.encoded import Encoded, Plane, group_count
 from llmc.encodings.int_grid import IntGrid
 from llmc.formats.container import Facts, Layout, Spec, one_grid_kind, prefix_of
 from llmc.late import torch
-from llmc.results import Target
+from llmc.targets import Target
 
 BITS = (2, 3, 4, 8)
 GROUP_SIZES = (16, 32, 64, 128, 256, 512, 1024)  # and None: what GPTQModel's kernels take

@@ -16,7 +16,7 @@ from llmc.encodings.encoded import Encoded
 from llmc.encodings.trellis import TrellisGrid
 from llmc.formats.container import Facts, Layout, Spec, one_grid_kind
 from llmc.late import torch
-from llmc.results import Target
+from llmc.targets import Target
 
 
 @dataclass(frozen=True)

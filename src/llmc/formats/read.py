@@ -9,10 +9,9 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import Any, TypeAlias
 
-from llmc.artifacts.layout import nbytes
 from llmc.encodings.coding.packing import words_per_row
 from llmc.errors import CheckpointError, UnsupportedError
-from llmc.files.header import DTYPES
+from llmc.files.header import DTYPES, nbytes
 from llmc.files.safetensors import KIND_OF, TensorEntry, load, load_bytes
 from llmc.files.strict_json import misfit
 from llmc.late import torch

@@ -23,7 +23,7 @@ from llmc.late import nn, torch
 from llmc.models.config import open_config, safe_config
 from llmc.models.skeleton import Group, Skeleton
 from llmc.models.tensors import encoded_parts
-from llmc.results import InputPoint, Target
+from llmc.targets import InputPoint, Target
 
 FUSED = {
     "q_proj": "qkv",

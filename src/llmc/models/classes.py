@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from llmc.errors import CheckpointError, first_line, foreign
+from llmc.errors import CheckpointError
 from llmc.models.config import safe_config
 
 DECODED = {"fp8": "FineGrainedFP8Config", "mxfp4": "Mxfp4Config", "metal": "MetalConfig"}
@@ -41,23 +41,3 @@ def model_class(folder: Path) -> Any:
     if not (isinstance(found, type) and issubclass(found, transformers.PreTrainedModel)):
         raise CheckpointError(f"transformers has no model {names[0] if names else 'for it'}", where=folder.name)
     return found
-
-
-def open_tokenizer(folder: Path) -> Any:
-    """The tokenizer in a folder. Raises CheckpointError for anything that transformers cannot read."""
-    from transformers import AutoTokenizer
-
-    try:
-        tokenizer: Any = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False, local_files_only=True)
-        tokenizer(PROBE, verbose=False)
-    except BaseException as error:  # a panic of the tokenizers library is no Exception
-        if not foreign(error):
-            raise
-        raise CheckpointError(
-            f"no tokenizer that transformers can read: {first_line(error)}",
-            where=folder.name,
-            fix="copy tokenizer.json and tokenizer_config.json of the original into it",
-        ) from error
-    if not isinstance(tokenizer.model_max_length, int | float) or not tokenizer.model_max_length >= 1:
-        raise CheckpointError("tokenizer_config.json: model_max_length is no length", where=folder.name)
-    return tokenizer

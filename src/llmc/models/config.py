@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import re
 from collections.abc import Iterator
@@ -167,3 +168,12 @@ def built_in(value: Any, *, loose: bool = False) -> bool:
     if value is None or isinstance(value, bool):
         return True
     return isinstance(value, str) and (value in BUILT_IN or (loose and "/" not in value))
+
+
+def without_quantization(config: Any) -> Any:
+    """A copy of a transformers config that describes the dense model."""
+    plain = copy.deepcopy(config)
+    for part in (plain, plain.get_text_config()):
+        if hasattr(part, "quantization_config"):
+            del part.quantization_config
+    return plain

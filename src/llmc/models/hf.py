@@ -25,12 +25,13 @@ from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from llmc.encodings.coding import coded_head, coded_tensor
-from llmc.encodings.coding.rans import as_bytes
 from llmc.errors import CheckpointError, UnsupportedError
+from llmc.files.bytes import as_bytes
 from llmc.files.strict_json import short
-from llmc.formats.coded_files import INDEX, SINGLE, CodedTensors, cores
+from llmc.formats.coded_files import INDEX, SINGLE, CodedTensors
 from llmc.formats.read import READABLE, Packed, find_packed, refuse_undecodable
 from llmc.models.config import built_in
+from llmc.threads import cores
 
 METHOD = "llmc"
 EVERYTHING = "(.+)"

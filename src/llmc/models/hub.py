@@ -15,10 +15,10 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, cast
 
-from llmc.artifacts.travel import ARCHIVE
 from llmc.errors import CheckpointError, LlmcError, NetworkError, StorageError, UsageError
 from llmc.files.disk import require_utf8
 from llmc.files.safetensors import INDEX, SINGLE
+from llmc.files.travel import ARCHIVE
 from llmc.models.snapshot import check_links, downloading
 from llmc.results import Progress, silent
 
@@ -222,3 +222,9 @@ def _bars(progress: Progress) -> type[Any]:
             progress("download", min(bar.n, bar.total), bar.total)
 
     return type("Bar", (tqdm,), {"__init__": start, "update": update})
+
+
+def located(path: str | Path) -> Path:
+    """A file as it is; a folder, or a Hub id's."""
+    place = Path(path)
+    return place if place.is_file() else resolve_model(str(path))

@@ -8,12 +8,13 @@ from typing import Any
 from llmc.errors import UsageError
 from llmc.files.safetensors import load as load_plain
 from llmc.files.safetensors import read_folder
-from llmc.formats.coded_files import CodedTensors, cores, is_coded
+from llmc.formats.coded_files import CodedTensors, is_coded
 from llmc.late import torch
 from llmc.models.config import safe_config
-from llmc.models.hub import resolve_model
+from llmc.models.hub import located, resolve_model
 from llmc.public import public
 from llmc.results import Progress, silent
+from llmc.threads import cores
 
 RESIDENT = ("dense", "compressed")
 
@@ -79,9 +80,3 @@ def load(folder: str | Path, *, resident: str = "dense", dtype: torch.dtype | No
                 pass
         raise
     return model.to(device).eval()
-
-
-def located(path: str | Path) -> Path:
-    """A file as it is; a folder, or a Hub id's."""
-    place = Path(path)
-    return place if place.is_file() else resolve_model(str(path))

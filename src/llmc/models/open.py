@@ -17,13 +17,13 @@ from pathlib import Path
 from typing import Any
 
 from llmc.errors import CheckpointError, InputError, UnsupportedError, first_line
-from llmc.eval.measures.sizes import without_quantization
 from llmc.files.safetensors import read_folder
 from llmc.formats.coded_files import CodedTensors, is_coded
 from llmc.late import torch
-from llmc.models.classes import decoding, open_tokenizer
-from llmc.models.config import safe_config
+from llmc.models.classes import decoding
+from llmc.models.config import safe_config, without_quantization
 from llmc.models.dense import dense_model
+from llmc.models.tokenizer import open_tokenizer
 
 NEEDED = "perplexity and KL need a decoder with its head (a ...ForCausalLM); inspect and verify take any model"
 NAMED = 4  # tensors that a message lists

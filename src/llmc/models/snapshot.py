@@ -13,8 +13,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from llmc.artifacts.travel import survey
 from llmc.errors import CheckpointError, NetworkError
+from llmc.files.travel import survey
 
 DIGEST = re.compile(r"[0-9a-f]{64}")
 """Names of the blobs of large files: their SHA-256. Those of small ones are what a mirror likes."""

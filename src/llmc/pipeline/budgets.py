@@ -13,7 +13,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from llmc.artifacts.artifact import Artifact, Folder
+from llmc.artifacts.artifact import Artifact
+from llmc.artifacts.folder import Folder
 from llmc.artifacts.layout import arrange
 from llmc.artifacts.workfolder import check_place, discard
 from llmc.calibration.data import CalibrationSet

@@ -13,7 +13,7 @@ from typing import Any
 
 from llmc.calibration.mixture import load_mixture, names_of
 from llmc.errors import LlmcError, UsageError
-from llmc.pipeline.execute import open_tokenizer, vocabulary
+from llmc.models.tokenizer import tokenizer_of, vocabulary
 from llmc.pipeline.plan import Job
 from llmc.recipe.recipe import resolve_text
 from llmc.results import Progress, Table
@@ -93,7 +93,7 @@ def _texts(job: Job) -> list[str]:
     options = job.recipe.calibration
     if options is None:
         raise UsageError("there is no calibration text to draw from", where="--check", fix="add --calibration FILE")
-    tokenizer = open_tokenizer(job.checkpoint.folder)
+    tokenizer = tokenizer_of(job.checkpoint.folder)
     with tempfile.TemporaryDirectory() as texts:
         resolved = tuple(resolve_text(name, Path(texts)) for name in names_of(options))
         there = replace(options, source=resolved)

@@ -14,32 +14,36 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from llmc.artifacts.artifact import Artifact, Folder, Unit, raw_bytes
+from llmc.artifacts.artifact import Artifact, Unit
 from llmc.artifacts.coded_folder import folder_for
-from llmc.artifacts.store import Stored, encode_together, notes_of, require_finite, store
+from llmc.artifacts.folder import Folder
+from llmc.artifacts.store import Stored, store
 from llmc.artifacts.workfolder import check_place
 from llmc.calibration.activations import give_back_freed_memory
 from llmc.calibration.data import CalibrationSet
-from llmc.calibration.data_sets import weighted
+from llmc.calibration.held_out import held_out
 from llmc.calibration.inputs import model_inputs, noise_note
 from llmc.calibration.mixture import load_mixture, names_of
 from llmc.calibration.walk import Walk
-from llmc.errors import CheckpointError, InputError, OutputError, UsageError
+from llmc.compressors.method import Context
+from llmc.compressors.together import encode_together, notes_of
+from llmc.embedded.names import weighted
+from llmc.errors import InputError, OutputError
+from llmc.files.bytes import raw_bytes
 from llmc.files.safetensors import load_rows
 from llmc.formats.container import Container, Spec
 from llmc.late import torch
-from llmc.models import classes as opening
 from llmc.models.checkpoint import Checkpoint
+from llmc.models.finite import require_finite
+from llmc.models.tokenizer import tokenizer_of, vocabulary
 from llmc.pipeline.memory import activation_memory, batch_size
 from llmc.pipeline.plan import Job, check_memory, fingerprint
 from llmc.recipe.recipe import Recipe, resolve_text, to_dict
-from llmc.results import Context, InputPoint, Progress, silent
+from llmc.results import Progress, silent
+from llmc.targets import InputPoint
 
 RAW = "tensors kept as they are"
 CHUNK = 1 << 24
-HELD_OUT = 4
-"""One calibration sequence in so many judges what the others led to, where that is asked for."""
-LEAST_JUDGED = 4
 
 
 @dataclass(frozen=True)
@@ -336,32 +340,4 @@ def calibrate(job: Job) -> CalibrationSet | None:
     with tempfile.TemporaryDirectory() as texts:
         resolved = tuple(resolve_text(name, Path(texts)) for name in names_of(options))
         options = replace(options, source=resolved)
-        return load_mixture(options, open_tokenizer(job.checkpoint.folder), vocabulary(job.checkpoint.model))
-
-
-def held_out(calibration: CalibrationSet) -> tuple[CalibrationSet, CalibrationSet]:
-    """What statistics are taken from, and the quarter of the sequences that is kept for judging.
-
-    Raises UsageError when there are too few.
-    """
-    count = calibration.token_ids.shape[0] // HELD_OUT
-    if count < LEAST_JUDGED:
-        fix = f"use --num-samples {HELD_OUT * LEAST_JUDGED} or more, or more text"
-        raise UsageError(f"{calibration.token_ids.shape[0]} calibration sequences leave too few for judging", fix=fix)
-    ids = calibration.token_ids
-    return replace(calibration, token_ids=ids[:-count]), replace(calibration, token_ids=ids[-count:])
-
-
-def open_tokenizer(folder: Path) -> Any:
-    """The folder's tokenizer, or None when it has none."""
-    try:
-        return opening.open_tokenizer(folder)
-    except CheckpointError:
-        if any(folder.glob("tokenizer*")):
-            raise
-        return None
-
-
-def vocabulary(model: Any) -> int:
-    """How many token ids the model takes."""
-    return int(model.get_input_embeddings().weight.shape[0])
+        return load_mixture(options, tokenizer_of(job.checkpoint.folder), vocabulary(job.checkpoint.model))

@@ -8,8 +8,8 @@ from dataclasses import replace
 from typing import Any
 
 from llmc import __version__
-from llmc.artifacts.artifact import Folder
 from llmc.artifacts.card import Made, model_card, source_fields
+from llmc.artifacts.folder import Folder
 from llmc.artifacts.sidecar import write_sidecar
 from llmc.files.manifest import CARD, write_manifest
 from llmc.formats.container import Container

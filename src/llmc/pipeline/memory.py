@@ -11,7 +11,7 @@ from llmc.calibration.data import CalibrationOptions
 from llmc.late import torch
 from llmc.models.checkpoint import Checkpoint
 from llmc.recipe.recipe import Recipe
-from llmc.results import Target
+from llmc.targets import Target
 
 IMPORTS = 360 << 20  # resident after importing torch and transformers, measured
 WALKING = 64 << 20  # buffers of the matrix products, tokenizer and tokens

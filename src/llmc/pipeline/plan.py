@@ -3,29 +3,29 @@
 from __future__ import annotations
 
 import json
-from collections import defaultdict
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from llmc.artifacts.card import method_line
-from llmc.artifacts.layout import Shapes, WeightFiles, arrange, coded_files, nbytes
-from llmc.artifacts.lossless.write import at_most
+from llmc.artifacts.layout import WeightFiles, at_most
+from llmc.artifacts.shapes import model_facts, target_bits, weight_files
 from llmc.artifacts.sidecar import side_notes, sidecar_bytes
-from llmc.artifacts.store import nonfinite
 from llmc.calibration.mixture import names_of
-from llmc.devices import require_device
+from llmc.compressors.method import Compressor
+from llmc.embedded.names import CARRIED_TEXT, EMBEDDED_MODEL
 from llmc.errors import MemoryLimitError, UsageError
 from llmc.formats import CONTAINERS
 from llmc.formats.container import Container, Facts, Spec
 from llmc.late import torch
 from llmc.models.checkpoint import Checkpoint
-from llmc.models.skeleton import initializes_by_name
+from llmc.models.devices import require_device
+from llmc.models.finite import nonfinite
 from llmc.pipeline.memory import needs_statistics, peak_ram
 from llmc.pipeline.selection import check_formats, choose, fitting, is_named, left_alone
-from llmc.recipe.paths import CARRIED_TEXT, EMBEDDED_MODEL, public
+from llmc.recipe.paths import public
 from llmc.recipe.recipe import Recipe, to_dict
-from llmc.results import Compressor, Table, Target, in_words, size
+from llmc.results import Table, in_words, size
+from llmc.targets import Target
 
 CODED_SHARE = 0.67  # of bfloat16 weights, coded without loss
 CARRIED_NOTE = (
@@ -224,12 +224,6 @@ def _after_export(container: str, runtimes: dict[str, str]) -> dict[str, str]:
     return own | {f"{name}, after llmc export --format {container}": says for name, says in runtimes.items()}
 
 
-def target_bits(container: Container, specs: Sequence[Spec]) -> float:
-    """Stored bits of the Targets, params and padding included, per element."""
-    stored = sum(nbytes(*shape) for s in specs for shape in container.layout(s).values())
-    return 8 * stored / max(sum(s.target.numel for s in specs), 1)
-
-
 def kept_bytes(job: Job) -> int:
     """About how many bytes the tensors take that no stage compresses."""
     entries = [
@@ -269,51 +263,6 @@ def _scale_dtypes(target: Target, containers: Any) -> tuple[str, ...]:
     """Scales are exact in every container's dtype, and in the model's: readers cast them to it."""
     own = str(target.dtype).removeprefix("torch.")
     return tuple(sorted({own} | {d for c in containers if (d := c.scale_dtype(target)) is not None}))
-
-
-def model_facts(checkpoint: Checkpoint, specs: dict[str, Spec]) -> Facts:
-    """What containers may ask about a model of which `specs` (by name on disk) are encoded."""
-    raw = set()
-    for group in checkpoint.skeleton.groups:
-        for name, _ in group.sources:
-            entry = checkpoint.entries[name]
-            module = checkpoint.skeleton.modules.get(group.name.rpartition(".")[0])
-            if name in specs or len(entry.shape) != 2 or not name.endswith(".weight"):
-                continue
-            if not isinstance(module, torch.nn.Embedding):
-                raw |= {name.removesuffix(".weight"), group.name.removesuffix(".weight")}
-    raw |= {name.removesuffix(".weight") for name in checkpoint.skeleton.extra if _is_matrix(checkpoint, name)}
-    raw |= checkpoint.skeleton.tied_heads
-    fused: dict[str, list[str]] = defaultdict(list)
-    for target in checkpoint.targets:
-        if target.fuse:
-            fused[target.fuse].append(target.name)
-    groups = tuple(tuple(names) for names in fused.values())
-    moe = any(s.target.kind == "expert" for s in specs.values())
-    keep = tuple(sorted(getattr(checkpoint.model, "_keep_in_fp32_modules", None) or ()))
-    return Facts(checkpoint.dtype, tuple(sorted(raw)), groups, moe, initializes_by_name(checkpoint.model), keep)
-
-
-def _is_matrix(checkpoint: Checkpoint, name: str) -> bool:
-    return name.endswith(".weight") and len(checkpoint.entries[name].shape) == 2
-
-
-def weight_files(checkpoint: Checkpoint, container: Container, specs: dict[str, Spec]) -> WeightFiles:
-    """The weight files of a container's folder; of coded tensors a plan."""
-    files = arrange(stored_shapes(checkpoint, container, specs))
-    return coded_files(files) if container.coded else files
-
-
-def stored_shapes(checkpoint: Checkpoint, container: Container, specs: dict[str, Spec]) -> Shapes:
-    """Dtype and shape of every tensor that a container's folder holds, by name."""
-    out: dict[str, tuple[torch.dtype, tuple[int, ...]]] = {}
-    for name in checkpoint.stored:
-        if name in specs:
-            out.update(container.layout(specs[name]))
-        else:
-            entry = checkpoint.entries[name]
-            out[name] = (entry.dtype, entry.shape)
-    return out
 
 
 def fingerprint(job: Job, recipe_text: dict[str, Any], calibration: str | None) -> dict[str, str]:

@@ -12,8 +12,8 @@ from llmc.distribution import install
 from llmc.errors import OutputError, StorageError, UnsupportedError
 from llmc.eval.gates import gates_table
 from llmc.eval.reports.comparison import Comparison
-from llmc.eval.reports.markdown import code, row, rule
 from llmc.pipeline.compare import Judged
+from llmc.results import code, row, rule
 
 
 @dataclass(frozen=True)

@@ -15,17 +15,19 @@ from llmc.artifacts.push import PushResult
 from llmc.artifacts.push import push as push_to_hub
 from llmc.artifacts.verify import require_verified
 from llmc.artifacts.workfolder import check_place
-from llmc.devices import require_device
+from llmc.calibration.held_out import held_out
 from llmc.errors import GateError, UnsupportedError, UsageError
 from llmc.eval.gates import GateResult, check_gates, gates_failure, gates_table
 from llmc.eval.tasks.tasks import load_tasks
 from llmc.models.checkpoint import Checkpoint
+from llmc.models.devices import require_device
 from llmc.models.hub import resolve_model as fetch_model
+from llmc.models.tokenizer import tokenizer_of
 from llmc.pipeline.budgets import forget_survey, with_rates, within_kl
 from llmc.pipeline.check import Check, is_cheap
 from llmc.pipeline.check import check as measure_loss
 from llmc.pipeline.entropy import CODED, code_folders
-from llmc.pipeline.execute import Written, calibrate, execute, held_out, open_tokenizer, texts_of
+from llmc.pipeline.execute import Written, calibrate, execute, texts_of
 from llmc.pipeline.finish import complete_folder, folder_summary
 from llmc.pipeline.plan import Job, PlanResult, describe, prepare
 from llmc.public import public
@@ -291,7 +293,7 @@ def _upper_kl(job: Job, folder: Path, progress: Progress | None) -> float:
     judged = held_out(calibration)[1]
     with tempfile.TemporaryDirectory() as texts:
         path = Path(texts) / "held-out.txt"
-        tokenizer = open_tokenizer(job.checkpoint.folder)
+        tokenizer = tokenizer_of(job.checkpoint.folder)
         path.write_text("\n".join(tokenizer.batch_decode(judged.token_ids, skip_special_tokens=True)), encoding="utf-8")
         context = judged.token_ids.shape[1]
         report = evaluate(folder, text=path, against=job.checkpoint.folder, context=context, stride=context)

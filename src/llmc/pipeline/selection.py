@@ -15,7 +15,7 @@ from llmc.errors import UnsupportedError, UsageError
 from llmc.formats.container import Container, Facts, Spec
 from llmc.recipe.recipe import Stage
 from llmc.registry import suggest
-from llmc.results import Target
+from llmc.targets import Target
 
 READ = ("bfloat16", "float16", "float32")
 MOST_ODD = 0.5

@@ -13,12 +13,12 @@ from functools import partial
 from typing import Any
 
 from llmc.calibration.statistics import Hessian
+from llmc.compressors.method import Context
 from llmc.errors import LlmcError
 from llmc.formats.container import Spec
 from llmc.late import torch
 from llmc.pipeline.memory import shares
 from llmc.pipeline.plan import Job
-from llmc.results import Context
 
 SIDE, SLAB, MOST = 768, 64, 1024
 """Side of the matrices multiplied, rows of the slab compressed, and most columns of it."""

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from llmc.compressors import METHODS
+from llmc.embedded.names import CARRIED_TEXT
 from llmc.errors import RecipeError, UsageError
-from llmc.recipe.paths import CARRIED_TEXT
 from llmc.recipe.recipe import Recipe, read_tree
 from llmc.recipe.yaml_nodes import Node, plain_node, scalar
 from llmc.registry import suggest

@@ -18,10 +18,11 @@ from llmc.calibration.data import CalibrationOptions
 from llmc.calibration.mixture import names_of
 from llmc.compressors import METHODS
 from llmc.compressors.options import GridOptions, option
+from llmc.embedded.names import resolve_model, resolve_text
 from llmc.errors import RecipeError, UsageError
 from llmc.eval.gates import check_gate, check_measured, task_name
 from llmc.formats import CONTAINERS
-from llmc.recipe.paths import anchored, public, resolve_model, resolve_text
+from llmc.recipe.paths import anchored, public
 from llmc.recipe.schema import Place, build, method_table, parse_bytes, plain, shown
 from llmc.recipe.yaml_nodes import (
     Node,

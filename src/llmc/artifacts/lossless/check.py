@@ -10,13 +10,14 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from llmc.artifacts.artifact import raw_bytes
 from llmc.encodings.coding import rans
 from llmc.errors import InputError, LlmcError
+from llmc.files.bytes import raw_bytes
 from llmc.files.safetensors import load
-from llmc.formats.coded_files import CodedTensors, cores, overlapped
+from llmc.formats.coded_files import CodedTensors
 from llmc.late import torch
 from llmc.results import Progress
+from llmc.threads import cores, overlapped
 
 
 def check_values(path: Path, manifest: dict[str, Any], progress: Progress) -> tuple[list[str], int]:

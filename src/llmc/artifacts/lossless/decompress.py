@@ -13,24 +13,26 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llmc.artifacts.artifact import Artifact, Folder
+from llmc.artifacts.artifact import Artifact
+from llmc.artifacts.folder import Folder
 from llmc.artifacts.layout import Slot, WeightFiles
 from llmc.artifacts.lossless.originals import restore
 from llmc.artifacts.lossless.seal import EDITED, MOST_KEPT
 from llmc.artifacts.sidecar import INDEX, carried_files, plain_files
-from llmc.artifacts.travel import distinct, left_out_note, note, survey
 from llmc.artifacts.workfolder import check_place
 from llmc.encodings.coding.coded_head import TRELLIS, Head
 from llmc.errors import CheckpointError, InputError
 from llmc.files.header import HEADER_LIMIT
 from llmc.files.manifest import digest_file, dump_json, read_manifest
 from llmc.files.safetensors import read_file, write_header
-from llmc.formats.coded_files import SUFFIX, CodedTensors, cores, is_coded, overlapped, plain_name
+from llmc.files.travel import distinct, left_out_note, note, survey
+from llmc.formats.coded_files import SUFFIX, CodedTensors, is_coded, plain_name
 from llmc.late import torch
 from llmc.models.config import read_config
-from llmc.models.load import located
+from llmc.models.hub import located
 from llmc.public import public
 from llmc.results import Progress, Table, silent
+from llmc.threads import cores, overlapped
 
 AGAIN = "write or download the folder again"
 

@@ -20,11 +20,11 @@ from pathlib import Path
 from typing import Any
 
 from llmc.artifacts.kernel_folder import kernel_files
-from llmc.artifacts.travel import ARCHIVE, distinct, inside, left_out_note, survey
 from llmc.errors import CheckpointError
 from llmc.files.disk import disk_errors
 from llmc.files.manifest import MANIFEST, SUMS, digest_file, read_manifest
 from llmc.files.safetensors import is_regular
+from llmc.files.travel import ARCHIVE, distinct, inside, left_out_note, survey
 from llmc.formats import CONTAINERS
 
 HELD = (MANIFEST, SUMS)

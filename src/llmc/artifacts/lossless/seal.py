@@ -13,14 +13,15 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from llmc.artifacts.artifact import Folder, Unit
+from llmc.artifacts.artifact import Unit
 from llmc.artifacts.card import Made, lossless_card, source_fields
+from llmc.artifacts.folder import Folder
 from llmc.artifacts.kernel_folder import kernel_files
 from llmc.artifacts.lossless.originals import HELD, keep, sealed
 from llmc.artifacts.sidecar import OWN, carried_files, plain_files
-from llmc.artifacts.travel import left_out_note, refuse_secrets, survey
 from llmc.files.manifest import CARD, dump_json, write_manifest
 from llmc.files.safetensors import SafetensorsFile
+from llmc.files.travel import left_out_note, refuse_secrets, survey
 from llmc.formats.coded_files import INDEX, SINGLE
 from llmc.formats.read import MARKS, READABLE
 from llmc.models.config import read_config

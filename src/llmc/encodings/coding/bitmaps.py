@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 from llmc import _native
 from llmc.encodings.coding import planes, rans
 from llmc.encodings.coding.planes import BALANCED, Fields, Split
-from llmc.encodings.coding.rans import Bytes, as_bytes, refusals
+from llmc.encodings.coding.rans import refusals
 from llmc.errors import InputError
+from llmc.files.bytes import Bytes, as_bytes
 from llmc.late import np
 
 if TYPE_CHECKING:

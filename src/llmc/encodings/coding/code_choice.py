@@ -10,7 +10,8 @@ from dataclasses import dataclass
 
 from llmc.encodings.coding import packed_codes, rans
 from llmc.encodings.coding.packed_codes import ALONG_COLUMNS, ALONG_ROWS, LINES, NO_AXIS, PLACES, Cut
-from llmc.encodings.coding.rans import Bytes, Contexts
+from llmc.encodings.coding.rans import Contexts
+from llmc.files.bytes import Bytes
 from llmc.late import np
 
 WIDTHS = (2, 3, 4, 5, 6, 7, 8)

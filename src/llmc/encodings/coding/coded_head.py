@@ -10,8 +10,8 @@ from typing import Any
 from llmc.encodings.coding import rans
 from llmc.encodings.coding.packed_codes import Cut
 from llmc.encodings.coding.planes import Split
-from llmc.encodings.coding.rans import Bytes, as_bytes
 from llmc.errors import InputError
+from llmc.files.bytes import Bytes, as_bytes
 from llmc.late import LateTable, torch
 
 MAGIC = b"lLT1"

@@ -10,8 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from llmc.encodings import trellis_search as trellis_kernel
-from llmc.encodings.coding import bitmaps, packed_codes, planes, rans
+from llmc.encodings.coding import bitmaps, packed_codes, planes, rans, trellis_stream
 from llmc.encodings.coding.coded_head import (
     BITMAPS,
     BYTES,
@@ -29,9 +28,9 @@ from llmc.encodings.coding.coded_head import (
     parse_head,
 )
 from llmc.encodings.coding.planes import Split
-from llmc.encodings.coding.rans import Bytes, as_bytes
 from llmc.encodings.encoded import Encoded
 from llmc.errors import InputError
+from llmc.files.bytes import Bytes, as_bytes
 from llmc.files.pages import empty
 from llmc.late import np, torch
 
@@ -84,7 +83,7 @@ def trellis_of(data: Any) -> Encoded:
     if head.kind != TRELLIS:
         raise InputError(f"a coded tensor of kind {KINDS[head.kind]} is no matrix of a trellis")
     rows, columns = reversed(head.shape) if head.transposed else head.shape
-    return trellis_kernel.unpack(next(_parts(buffer, head)), (rows, columns), getattr(torch, head.dtype))
+    return trellis_stream.unpack(next(_parts(buffer, head)), (rows, columns), getattr(torch, head.dtype))
 
 
 def same_as(data: Any) -> str:
@@ -134,10 +133,10 @@ def _decode_trellis(stream: Bytes, head: Head, out: Bytes, threads: int, path: s
     dtype = getattr(torch, head.dtype)
     rows, columns = reversed(head.shape) if head.transposed else head.shape
     if not head.transposed:
-        trellis_kernel.decode_into(stream, (rows, columns), dtype, out, threads=threads, path=path)
+        trellis_stream.decode_into(stream, (rows, columns), dtype, out, threads=threads, path=path)
         return
     values = torch.empty(rows, columns, dtype=dtype)
-    trellis_kernel.decode_into(stream, (rows, columns), dtype, as_bytes(values), threads=threads, path=path)
+    trellis_stream.decode_into(stream, (rows, columns), dtype, as_bytes(values), threads=threads, path=path)
     torch.from_numpy(out).view(dtype).view(columns, rows).copy_(values.t())
 
 

@@ -12,12 +12,11 @@ from dataclasses import dataclass, field
 from importlib.util import find_spec
 from typing import Any
 
-from llmc.encodings import trellis_search as trellis_kernel
-from llmc.encodings.coding import bitmaps, rans
+from llmc.encodings.coding import bitmaps, rans, trellis_stream
 from llmc.encodings.coding.planes import BALANCED, Split
-from llmc.encodings.coding.rans import as_bytes
 from llmc.encodings.trellis import row_order
 from llmc.errors import InputError, UnsupportedError
+from llmc.files.bytes import Bytes, as_bytes
 from llmc.late import np, torch
 
 BF16 = BALANCED["bfloat16"]
@@ -131,7 +130,7 @@ def run_trellis(stream: Any, shape: tuple[int, int], dtype: torch.dtype, device:
     """`decode_trellis_on` on any device that Triton knows. Raises InputError when the stream is damaged."""
     from llmc.encodings.kernels import trellis_triton
 
-    about, grid, row_class = trellis_kernel.describe(stream, shape)
+    about, grid, row_class = trellis_stream.describe(stream, shape)
     arrays = {
         "stream": as_bytes(stream),
         "entries": np.array(about["chunks"], np.int64).reshape(-1, 3),
@@ -172,7 +171,7 @@ def _raw(pieces: Pieces, raw: Any, how: Split) -> torch.Tensor:
     return data.to(next(iter(pieces.tensors.values())).device)
 
 
-def _bitmaps(data: rans.Bytes, n: int, device: torch.device) -> Pieces:
+def _bitmaps(data: Bytes, n: int, device: torch.device) -> Pieces:
     info = bitmaps.describe(data, n)
     bitmaps.check(data, n, threads=torch.get_num_threads())
     blocks, per_chunk = -(-n // bitmaps.BLOCK), bitmaps.CHUNK // bitmaps.BLOCK
@@ -187,7 +186,7 @@ def _bitmaps(data: rans.Bytes, n: int, device: torch.device) -> Pieces:
     return Pieces("bitmaps", n, torch.uint8, _sent(arrays, device))
 
 
-def _rans(data: rans.Bytes, n: int, device: torch.device) -> Pieces:
+def _rans(data: Bytes, n: int, device: torch.device) -> Pieces:
     info = rans.describe(data, n)
     if info.selector != 0 or info.value_bytes > 2:
         raise UnsupportedError(

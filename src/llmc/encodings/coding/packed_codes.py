@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 from llmc.encodings.coding import rans
 from llmc.encodings.coding.packing import pack_bytes, unpack_bytes
-from llmc.encodings.coding.rans import Bytes, as_bytes
 from llmc.errors import InputError
+from llmc.files.bytes import Bytes, as_bytes
 from llmc.late import np, torch
 
 ALONG_ROWS, ALONG_COLUMNS = 1, 2

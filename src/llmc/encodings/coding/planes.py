@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from llmc import _native
 from llmc.encodings.coding import rans
-from llmc.encodings.coding.rans import Bytes, as_bytes, refusals
+from llmc.encodings.coding.rans import refusals
+from llmc.files.bytes import Bytes, as_bytes
 from llmc.late import np
 
 if TYPE_CHECKING:

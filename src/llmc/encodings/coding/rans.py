@@ -13,16 +13,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any
 
 from llmc import _native
 from llmc.errors import InputError
+from llmc.files.bytes import Bytes, as_bytes
 from llmc.late import np
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
-
-Bytes: TypeAlias = "NDArray[np.uint8]"
 
 CHUNK_SYMBOLS = 1 << 20
 LANES = (4, 64)
@@ -84,27 +83,6 @@ def refusals(where: str) -> Iterator[None]:
         yield
     except _native.CodecError as error:
         raise InputError(str(error), where=where) from None
-
-
-def as_bytes(data: Any) -> Bytes:
-    """The memory of a contiguous array, tensor or bytes as flat uint8, without a copy. A tensor must be on the CPU.
-
-    Raises:
-        InputError: it is not contiguous.
-    """
-    if isinstance(data, bytes | bytearray | memoryview):
-        return np.frombuffer(data, np.uint8)
-    if isinstance(data, np.ndarray):
-        if not data.flags.c_contiguous:
-            raise InputError("a buffer of the coder is not contiguous", fix="copy it first")
-        return data.reshape(-1).view(np.uint8)
-    import torch  # there is a tensor, so it is there; NumPy has no bfloat16 and no float8, but bytes
-
-    if data.device.type != "cpu" or not data.is_contiguous():
-        raise InputError("a tensor of the coder is not contiguous, or not on the CPU", fix="copy it first")
-    if data.numel() == 0:  # torch may give it a stride that it then refuses to view
-        return np.empty(0, np.uint8)
-    return data.detach().reshape(-1).view(torch.uint8).numpy()
 
 
 def paths() -> list[str]:

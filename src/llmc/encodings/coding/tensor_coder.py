@@ -12,8 +12,7 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
-from llmc.encodings import trellis_search as trellis_kernel
-from llmc.encodings.coding import bitmaps, code_choice, packed_codes, planes, rans
+from llmc.encodings.coding import bitmaps, code_choice, packed_codes, planes, rans, trellis_stream
 from llmc.encodings.coding.coded_head import (
     BITMAPS,
     BYTES,
@@ -36,8 +35,8 @@ from llmc.encodings.coding.coded_head import (
     pack_head,
 )
 from llmc.encodings.coding.planes import Split
-from llmc.encodings.coding.rans import Bytes, as_bytes
 from llmc.encodings.encoded import Encoded
+from llmc.files.bytes import Bytes, as_bytes
 from llmc.late import LateTable, np, torch
 
 MODES = ("balanced", "small", "fast")
@@ -219,7 +218,7 @@ def quantized(matrix: Encoded, *, transposed: bool = False, threads: int = 1) ->
     dtype = str(matrix.dtype).removeprefix("torch.")
     shape = matrix.shape[::-1] if transposed else matrix.shape
     head = Head(TRELLIS, dtype, shape, dtype, transposed=transposed)
-    return _coded(head, [trellis_kernel.pack(matrix, threads=threads)])
+    return _coded(head, [trellis_stream.pack(matrix, threads=threads)])
 
 
 def entropy(counts: Any) -> float:

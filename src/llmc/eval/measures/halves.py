@@ -16,8 +16,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from llmc.errors import CheckpointError, LlmcError
-from llmc.eval.measures.sizes import without_quantization
 from llmc.late import nn, torch
+from llmc.models.config import without_quantization
 from llmc.models.skeleton import instantiate
 
 if TYPE_CHECKING:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from llmc.errors import CheckpointError, first_line
 from llmc.late import torch
-from llmc.models.config import open_config, safe_config
+from llmc.models.config import open_config, safe_config, without_quantization
 from llmc.models.tensors import Stored, stored
 
 
@@ -71,15 +70,6 @@ def represented_elements(folder: Path) -> int:
     except Exception as error:  # whatever each architecture raises
         raise CheckpointError(f"transformers cannot build it: {first_line(error)}", where=folder.name) from error
     return sum(parameter.numel() for parameter in model.parameters())
-
-
-def without_quantization(config: Any) -> Any:
-    """A copy of a transformers config that describes the dense model."""
-    plain = copy.deepcopy(config)
-    for part in (plain, plain.get_text_config()):
-        if hasattr(part, "quantization_config"):
-            del part.quantization_config
-    return plain
 
 
 def _targeted(tensors: Stored) -> dict[str, float]:

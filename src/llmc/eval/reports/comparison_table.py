@@ -7,10 +7,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from llmc.eval.reports.labels import clipped
-from llmc.eval.reports.markdown import code, plain, row, rule
-from llmc.eval.reports.report import UNRESOLVED
-from llmc.eval.reports.section_tables import sections
-from llmc.results import Table, size
+from llmc.eval.reports.section_tables import SPEED, SPEED_TITLE, UNRESOLVED, sections, speed_cell
+from llmc.results import Table, code, plain, row, rule, size
 
 if TYPE_CHECKING:
     from llmc.eval.reports.comparison import Comparison, Row
@@ -28,7 +26,6 @@ BETWEEN = 3  # blanks between two columns
 TASK_TITLE = (
     "tasks: accuracy, and the difference to the original in points, with its interval; ? where it is not resolved"
 )
-SPEED_TITLE = "speed on the machine that measured it; in brackets the lowest and highest of repeated runs"
 
 
 @dataclass(frozen=True)
@@ -159,14 +156,6 @@ COLUMNS = (
     ),
 )
 
-SPEED: dict[str, tuple[str, Callable[[float], str]]] = {
-    "load_seconds": ("load, s", "{:.3g}".format),
-    "load_mb_per_s": ("load, MB/s", "{:,.0f}".format),
-    "prefill_tokens_per_s": ("prefill, tokens/s", "{:,.0f}".format),
-    "decode_tokens_per_s": ("decode, tokens/s", "{:,.1f}".format),
-    "peak_memory_bytes": ("peak memory, MB", lambda value: f"{value / 1e6:,.0f}"),
-}
-
 
 def measured_columns(comparison: Comparison) -> list[Column]:
     """Those of `COLUMNS` that some row has a figure for; overhead only where there is some."""
@@ -281,16 +270,6 @@ def task_table(comparison: Comparison, say: Say = str) -> Table | None:
         items = next(f"{task.items:,}" for task in found if task is not None)
         rows.append((say(name), items, *(" ".join(filter(None, task_cell(task))) for task in found)))
     return Table(TASK_TITLE, ("task", "items", *(name for name, _, _ in named)), tuple(rows))
-
-
-def speed_cell(report: EvalReport, key: str) -> tuple[str, str]:
-    """A figure of `speed`, and the lowest and highest of its repetitions."""
-    speed = report.speed or {}
-    if speed.get(key) is None:
-        return UNRESOLVED, ""
-    form = SPEED[key][1]
-    edges = speed.get("ranges", {}).get(key)
-    return form(speed[key]), "" if edges is None else f"[{form(edges[0])}, {form(edges[1])}]"
 
 
 def speed_table(comparison: Comparison, say: Say = str) -> Table | None:

@@ -17,8 +17,6 @@ import llmc
 from llmc.errors import printable
 from llmc.eval.reports.comparison_table import (
     LOSS_NAMES,
-    SPEED,
-    SPEED_TITLE,
     TASK_TITLE,
     interval_note,
     mark_note,
@@ -26,14 +24,12 @@ from llmc.eval.reports.comparison_table import (
     named_reports,
     notes,
     short,
-    speed_cell,
     task_cell,
     task_names,
     task_of,
 )
 from llmc.eval.reports.plots import PALETTE, plots
-from llmc.eval.reports.report import UNRESOLVED
-from llmc.eval.reports.section_tables import sections
+from llmc.eval.reports.section_tables import SPEED, SPEED_TITLE, UNRESOLVED, sections, speed_cell
 
 if TYPE_CHECKING:
     from llmc.eval.gates import GateResult

@@ -8,13 +8,11 @@ from typing import Any
 
 from llmc.eval.measures.metrics import WindowSums
 from llmc.eval.measures.samples import Sample
-from llmc.eval.reports.markdown import code, plain, row, rule
-from llmc.eval.reports.section_tables import sections
+from llmc.eval.reports.section_tables import UNRESOLVED, sections
 from llmc.eval.reports.task_report import TaskReport
 from llmc.eval.reports.task_report import columns as task_columns
-from llmc.results import Table, size
+from llmc.results import Table, code, plain, row, rule, size
 
-UNRESOLVED = "-"
 COMPARED = ("perplexity ratio", "KL divergence, nats", "KL, median", "KL, 99th percentile", "top-1 agreement")
 """Rows that need an original."""
 TASK_NOTE = (
@@ -156,7 +154,7 @@ class EvalReport:
 
     def section_tables(self) -> list[Table]:
         """What only some evaluations have."""
-        from llmc.eval.reports.comparison_table import SPEED, speed_cell
+        from llmc.eval.reports.section_tables import SPEED, speed_cell
 
         speed = [(heading, " ".join(speed_cell(self, key)).strip()) for key, (heading, _) in SPEED.items()]
         tables = [section.table() for section in sections([(self.model, self)])]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +11,16 @@ from llmc.results import Table
 if TYPE_CHECKING:
     from llmc.eval.reports.report import EvalReport
 
-ABSENT = "-"
+SPEED_TITLE = "speed on the machine that measured it; in brackets the lowest and highest of repeated runs"
+SPEED: dict[str, tuple[str, Callable[[float], str]]] = {
+    "load_seconds": ("load, s", "{:.3g}".format),
+    "load_mb_per_s": ("load, MB/s", "{:,.0f}".format),
+    "prefill_tokens_per_s": ("prefill, tokens/s", "{:,.0f}".format),
+    "decode_tokens_per_s": ("decode, tokens/s", "{:,.1f}".format),
+    "peak_memory_bytes": ("peak memory, MB", lambda value: f"{value / 1e6:,.0f}"),
+}
+UNRESOLVED = "-"
+"""What stands where there is no figure."""
 EMBEDDINGS = {
     "cosine": "cosine to the original's",
     "rank_correlation": "rank correlation",
@@ -51,7 +60,7 @@ def sections(named: Sequence[tuple[str, EvalReport]]) -> list[Section]:
     for title, cells in found:
         columns = tuple(dict.fromkeys(key for each in cells for key in each))
         rows = tuple(
-            (name, tuple(each.get(column, (ABSENT, "")) for column in columns))
+            (name, tuple(each.get(column, (UNRESOLVED, "")) for column in columns))
             for (name, _), each in zip(named, cells, strict=True)
         )
         out += [Section(title, columns, rows)] if columns else []
@@ -79,3 +88,13 @@ def _cell(figures: Mapping[str, Any], key: str, difference: str) -> Cell:
 
 def _edges(edges: Sequence[float] | None, before: str) -> str:
     return "" if edges is None else f"{before}[{edges[0]:.3g}, {edges[1]:.3g}]"
+
+
+def speed_cell(report: EvalReport, key: str) -> tuple[str, str]:
+    """A figure of `speed`, and the lowest and highest of its repetitions."""
+    speed = report.speed or {}
+    if speed.get(key) is None:
+        return UNRESOLVED, ""
+    form = SPEED[key][1]
+    edges = speed.get("ranges", {}).get(key)
+    return form(speed[key]), "" if edges is None else f"[{form(edges[0])}, {form(edges[1])}]"

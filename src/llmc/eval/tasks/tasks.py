@@ -20,12 +20,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from llmc.embedded.names import embedded_task
 from llmc.errors import CalibrationError, UsageError
 from llmc.eval.gates import task_name
 from llmc.eval.tasks.json_lines import json_rows, kind_of, read_lines, text_of, texts_of
 from llmc.eval.tasks.sources import KINDS, is_table, table_rows
 from llmc.files.line_ends import LineEnds
-from llmc.recipe.paths import embedded_task
 from llmc.registry import suggest
 
 SHAPES: dict[str, tuple[tuple[str, ...], ...]] = {
