@@ -27,7 +27,8 @@ from peer_rows import OURS, Case, Row, comparisons, report, row_json
 
 DRIVERS = {"llm-compressor": "llm_compressor.py", "gptqmodel": "gptq_model.py"}
 OUR_IMPORTS = (
-    "import accelerate, llmc.cli.quantize, llmc.compressors.gptq, llmc.artifacts.export, llmc.pipeline.run, rich.progress, typer",
+    "import accelerate, llmc.cli.quantize, llmc.compressors.gptq, llmc.artifacts.export, llmc.pipeline.run",
+    "import rich.progress, typer",
     "import transformers.conversion_mapping",
     "from transformers import AutoTokenizer",
 )

@@ -16,31 +16,21 @@ import pytest
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "src" / "llmc"
 
-LAYERS = tuple(
-    row.split()
-    for row in (
-        "errors devices distribution late line_ends pages disk registry markdown structure public strict_json "
-        "safetensors_header safetensors_file embedded _native",
-        "calibration formats",
-        "compressors",
-        "recipe recipe_options recipe_paths recipe_yaml schema gates",
-        "config coded_files checkpoint skeleton packed stored originals decoding activations artifact coded_folder "
-        "encoding layout manifest travel sidecar inventory workfolder snippets model_card snapshot hf runtime",
-        "planning selection ram walk sharing sensitivity eval hub publishing uploading loading lossless_folder "
-        "lossless_writing "
-        "lossless_verification decompressing inspection against against_files "
-        "verification exporting",
-        "pipeline checking timing execution budgets finishing entropy controls comparing reporting",
-        "cli __main__",
-    )
-)
-"""Lowest first: a part imports from its own layer and from those below."""
+LOOSE = ("errors", "registry", "results", "targets", "threads", "late", "distribution", "public")
+FACES = ("__init__", "__main__", "hf")
+"""What others call llmc by: the public names, the command, and `import llmc.hf` of model cards."""
 
-RANK = {part: rank for rank, layer in enumerate(LAYERS) for part in layer}
+LINE = (
+    *("embedded", "files", "encodings", "formats", "models", "artifacts"),
+    *("calibration", "compressors", "eval", "recipe", "pipeline", "cli"),
+)
+"""Folders, each importing from its left only; loose files stand before all of them."""
+
+RANK = {**dict.fromkeys((*LOOSE, "_native"), -1), **{folder: i for i, folder in enumerate(LINE)}}
 PUBLIC = RANK["pipeline"]
 """The public names of `llmc` itself: only the command line stands above them."""
 
-NEVER = {("eval", "compressors"), ("runtime", "compressors"), ("formats", "calibration")}
+NEVER = {("eval", "compressors")}
 
 MAX_LINES, MAX_NESTING, MAX_FILE = 50, 3, 400
 
@@ -104,27 +94,61 @@ def own_imports(path: Path) -> Iterator[tuple[int, str]]:
                 yield getattr(node, "lineno", 0), words[1]
 
 
-def test_every_part_has_a_layer() -> None:
-    unknown = {part_of(path) for path in python_files("src/llmc")} - set(RANK) - {"__init__"}
-    assert not unknown, f"add {sorted(unknown)} to LAYERS and to docs/architecture.md"
+def test_every_part_has_its_place() -> None:
+    unknown = {part_of(path) for path in python_files("src/llmc")} - {*RANK, *FACES}
+    assert not unknown, f"give {sorted(unknown)} a place in LINE and in docs/architecture.md"
 
 
 def below(other: str, part: str) -> bool:
     """`part` may import `other`; what is no part is one of the public names."""
-    return RANK[other] <= RANK[part] if other in RANK else RANK[part] > PUBLIC
+    return other == part or (RANK[other] < RANK[part] if other in RANK else RANK[part] > PUBLIC)
 
 
 @pytest.mark.parametrize("path", python_files("src/llmc"), ids=name)
 def test_imports_point_one_way(path: Path) -> None:
     part = part_of(path)
-    if part not in RANK:
-        pytest.skip("the package itself lists the public names; other files have no layer yet")
+    if part in FACES:
+        pytest.skip("a face shows what others hold")
+    among = set(LOOSE) if part in LOOSE else set()
     wrong = [
         f"{name(path)}:{line}: {part} imports {other}"
         for line, other in own_imports(path)
-        if not below(other, part) or (part, other) in NEVER
+        if not (below(other, part) or other in among) or (part, other) in NEVER
     ]
     assert not wrong, "\n".join(wrong)
+
+
+def modules() -> dict[str, Path]:
+    """Dotted name -> file of every module of llmc."""
+    found = {}
+    for path in python_files("src/llmc"):
+        words = path.relative_to(PACKAGE.parent).with_suffix("").parts
+        found[".".join(words[:-1] if words[-1] == "__init__" else words)] = path
+    return found
+
+
+def neighbours() -> dict[str, set[str]]:
+    """Module -> modules of its own folder that it imports; of a loose file, other loose files."""
+    known = modules()
+    out: dict[str, set[str]] = {}
+    for module, path in known.items():
+        named = {word for node in at_run_time(tree(path)) for word in imported(node, path)}
+        found = {word if word in known else word.rpartition(".")[0] for word in named} & known.keys()
+        home = part_of(path) if part_of(path) in LINE else ""
+        out[module] = {
+            m for m in found if m != module and (part_of(known[m]) if part_of(known[m]) in LINE else "") == home
+        }
+    return out
+
+
+def test_no_two_files_of_a_folder_need_each_other() -> None:
+    left = {module: others for module, others in neighbours().items() if module not in ("llmc", "llmc.hf")}
+    while True:  # what needs no other module goes, until only circles and what leads to them are left
+        free = {module for module, others in left.items() if not others & left.keys()}
+        if not free:
+            break
+        left = {module: others for module, others in left.items() if module not in free}
+    assert not left, sorted(left)
 
 
 def functions(path: Path) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:

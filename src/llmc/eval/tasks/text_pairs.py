@@ -28,7 +28,7 @@ class TextPair:
 
 
 def load_translations(path: str | Path, ends: LineEnds | None = None) -> list[TextPair]:
-    """Rows of `{"source", "target"}`. Raises CalibrationError, NetworkError as `llmc.eval.tasks.tasks.load_task` does."""
+    """Rows of `{"source", "target"}`. Raises CalibrationError, NetworkError as `tasks.load_task` does."""
     return [
         TextPair(text_of(row, "source", where, empty=True), text_of(row, "target", where), where)
         for where, row in _rows(path, ("source", "target"), ends or LineEnds())
