@@ -164,7 +164,7 @@ def test_a_comparison_says_what_each_model_is(model: Path, text: str, tmp_path: 
     llmc.quantize(str(model), tmp_path / "a", method="gptq", calibration=text, **SMALL)
     llmc.quantize(str(model), tmp_path / "b", group_size=32, bits=8)
     measured: dict[str, Any] = {"text": text, "context": 64, "max_tokens": 300}
-    compared = llmc.compare([tmp_path / "a", tmp_path / "b", model], against=model, **measured).report
+    compared: Any = llmc.compare([tmp_path / "a", tmp_path / "b", model], against=model, **measured).report
     shown = str(compared.notes)
     line = f"a: gptq, 4 bits, groups of 32; format compressed-tensors; calibrated on {Path(text).name}, 8 x 32 tokens"
     (of_a, of_b) = (row.report.matrix_error for row in compared.rows if row.label != model.name)

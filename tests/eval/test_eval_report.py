@@ -176,7 +176,7 @@ def test_markdown_and_table(report: EvalReport) -> None:
     assert any(line.startswith("- original: `") for line in lines)
     table = fixed.table()
     assert table.columns == ("", "original (original)", "damaged")
-    assert ("weights", size(report.original_weight_bytes), "1.23 MB (1,234,567)") in table.rows
+    assert ("weights", size(report.original_weight_bytes or 0), "1.23 MB (1,234,567)") in table.rows
     assert table.title.startswith("corpus.txt, 999 scored tokens, context 64, stride 32, tokenized by ")
 
 

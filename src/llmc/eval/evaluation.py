@@ -62,7 +62,7 @@ def evaluate(
         against: the original, on the same tokens and items.
         tasks: JSONL files, or `tiny:recall` and its like; see `llmc.eval.tasks.tasks`.
         limit: use only the first items of each task, pairs, and lines of an encoder's text.
-        context, stride: length and distance of windows in tokens (see `eval.measures.metrics`); None: one after another.
+        context, stride: length and distance of windows, in tokens (see `eval.measures.metrics`); None: in a row.
         max_tokens: use only the first tokens of the text.
         prompt: also continue this greedily.
         pairs: for an encoder-decoder, JSONL of `source` and `target`; for an encoder of `sentence1`, `sentence2` and
