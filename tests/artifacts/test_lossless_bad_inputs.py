@@ -278,7 +278,7 @@ def test_a_wrong_tensor_is_found_by_its_recorded_bits(command: Command, coded: P
 
 def start(limits: str, *words: Any) -> subprocess.Popen[str]:
     environment = {**os.environ, "PYTHONPATH": str(Path(llmc.__path__[0]).parent)}
-    code = f"import resource, sys\nfrom llmc import lossless_writing\nlossless_writing.UNIT = 1\n{limits}\n"
+    code = f"import resource, sys\nfrom llmc.artifacts.lossless import write\nwrite.UNIT = 1\n{limits}\n"
     code += "from llmc.cli import main\nmain()"
     line = [sys.executable, "-c", code, *map(str, words)]
     return subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)

@@ -152,8 +152,9 @@ def run_json(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, 
 
 
 def test_the_command_line_writes_what_it_was_asked_for(
-    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("LLMC_CACHE", str(tmp_path / "cache"))
     files = ["--report", str(tmp_path / "r.html"), "--markdown", str(tmp_path / "t.md"), "--plots", str(tmp_path / "p")]
     how = ["--context", "64", "--stride", "64", "--max-tokens", "1500", "--against", str(place / "original")]
     text = ["--text", str(place / "corpus.txt")]

@@ -147,7 +147,7 @@ def test_a_run_that_is_ended_while_coding_goes_on_to_the_same_bytes(
 ) -> None:
     out = tmp_path / "out"
     slow = (
-        "import sys, time; from llmc import lossless_writing as w; from llmc.cli import main\n"
+        "import sys, time; from llmc.artifacts.lossless import write as w; from llmc.cli import main\n"
         "e = w.tensor_coder.encode\n"
         "def encode(*a, **k): time.sleep(0.1); return e(*a, **k)\n"
         "w.tensor_coder.encode = encode; sys.exit(main())"
