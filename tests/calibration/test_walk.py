@@ -44,7 +44,7 @@ def hessians(
         for path in walk.blocks(lambda path: original):
             for stats in walk.observe(path, sorted(set(points[path]), key=str)):
                 assert not out.keys() & stats.keys()
-                out |= {point: stat.mean() for point, stat in stats.items()}
+                out |= {point: each["hessian"].mean() for point, each in stats.items()}
                 walk.refill({p.module for p in stats}, half)
     assert all(p.device.type == "meta" for p in checkpoint.model.parameters()), "weights stayed in memory"
     return out

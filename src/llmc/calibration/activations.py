@@ -24,11 +24,12 @@ class ActivationStore:
         self.memory = memory
         self.used = 0
         self.spilled = 0
+        self._files = 0
         self._folder = folder
         self._temporary: tempfile.TemporaryDirectory[str] | None = None
         self._lock = threading.Lock()
 
-    def put(self, index: int, arguments: Any) -> dict[Path, torch.UntypedStorage] | int:
+    def put(self, arguments: Any) -> dict[Path, torch.UntypedStorage] | int:
         """Take in what a forward pass waits with; returns a receipt for `take`."""
         storages = [s for s in _storages(arguments) if s.device.type == "cpu"]
         size = sum(s.nbytes() for s in storages)
@@ -38,7 +39,9 @@ class ActivationStore:
                 return size
             folder = self._place()
             self.spilled += size
-        files = {folder / f"{index}-{i}.bin": s for i, s in enumerate(storages)}
+            self._files += 1
+            number = self._files
+        files = {folder / f"{number}-{i}.bin": s for i, s in enumerate(storages)}
         for path, storage in files.items():
             _bytes(storage).clone().numpy().tofile(path)  # torch will not resize what numpy has seen
             storage.resize_(0)

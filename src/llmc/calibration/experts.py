@@ -20,8 +20,12 @@ EXPERTS = "llmc"
 class Observer(Protocol):
     """What wants to know of inputs."""
 
-    def see(self, point: InputPoint, x: torch.Tensor) -> None:
-        """Called with the input `x: [..., features]` of a point, from within a forward pass, before it is used."""
+    def see(self, point: InputPoint, x: torch.Tensor, rows: torch.Tensor | None = None) -> None:
+        """Called with the input `x: [..., features]` of a point, from within a forward pass, before it is used.
+
+        Args:
+            rows: which of the tokens these are, of a routed expert.
+        """
 
     def sees_experts(self, place: str) -> bool:
         """Whether experts are to be run for the inputs of this fused parameter of theirs alone."""
@@ -88,7 +92,7 @@ def _show(
         return
     for expert, token, _ in _routed(self, top_k_index):
         x = hidden_states[token]
-        observer.see(replace(point, expert=expert), _inner(self, expert, x) if name == "down_proj" else x)
+        observer.see(replace(point, expert=expert), _inner(self, expert, x) if name == "down_proj" else x, token)
     observer.seen_experts(point.place, hidden_states)
 
 

@@ -6,6 +6,9 @@ stop once more before every layer that sees a new input, until it has its new we
 came through all layers before as these will be. What a model does between its blocks, and a block between its layers,
 needs no knowledge of it here. A few threads share the batches; each runs torch single-threaded and statistics merge in
 sample order, so results do not depend on how many there are.
+
+Where layers are to aim at the original model, each batch goes through that too, always one stop ahead: through a layer
+before it gets its new weights, with what it showed there kept until its partner comes.
 """
 
 from __future__ import annotations
@@ -14,15 +17,17 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from contextlib import suppress
-from dataclasses import dataclass, field
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any, TypeAlias
 
 from greenlet import GreenletExit, getcurrent, greenlet
 
 from llmc.calibration.activations import ActivationStore, activation_bytes, give_back_freed_memory, held_within
+from llmc.calibration.drift import Drift
 from llmc.calibration.experts import observing, route_through_llmc
+from llmc.calibration.probe import Probe, Source, Sums, keeping
+from llmc.calibration.reference import Reference, References
 from llmc.calibration.statistics import Hessian
 from llmc.late import torch
 from llmc.models.checkpoint import Checkpoint
@@ -30,17 +35,21 @@ from llmc.models.skeleton import direct_parameters
 from llmc.targets import InputPoint
 
 Replaced: TypeAlias = "Callable[[str], torch.Tensor | None]"
+Stats: TypeAlias = dict[str, Any]
+"""Name of a statistic -> the statistic, of one input point."""
 
 
 class _Forward(greenlet):
     """One batch on its way through the model. Lives in one thread; `switch(command)` lets it go on."""
 
-    def __init__(self, index: int, inputs: dict[str, torch.Tensor], walk: Walk) -> None:
+    def __init__(self, index: int, inputs: dict[str, torch.Tensor], walk: Walk, original: bool) -> None:
         super().__init__(self._pass)
-        self.index, self.inputs, self.walk = index, inputs, walk
+        self.index, self.inputs, self.walk, self.original = index, inputs, walk, original
         self.thread = getcurrent()  # what runs while this batch waits
         self.at: str | None = None  # the place where it waits
         self.partials: list[tuple[InputPoint, torch.Tensor, tuple[int, int]]] = []  # shape is (tokens, features)
+        self.drifts: list[tuple[InputPoint, torch.Tensor, Drift]] = []
+        self.kept: dict[Source, torch.Tensor] = {}  # what is part of the residual stream, in this block
 
     def _pass(self, command: str) -> None:
         self.walk.checkpoint.model(**self.inputs)
@@ -49,7 +58,7 @@ class _Forward(greenlet):
     def park(self, place: str, arguments: tuple[Any, ...]) -> str:
         """Wait at a place until told what to do next; the activations may go to disk meanwhile."""
         self.at = place
-        held = self.walk.store.put(self.index, arguments)
+        held = self.walk.store.put(arguments)
         command: str = self.thread.switch()
         self.walk.store.take(held)
         return command
@@ -57,49 +66,6 @@ class _Forward(greenlet):
 
 class _Enough(BaseException):
     """A pass through a block has seen what it was to see."""
-
-
-@dataclass
-class _Probe:
-    """What one batch shows of a block.
-
-    Attributes:
-        points: what is asked for.
-        leader: of the points that see one tensor, the first.
-        stops: places where there is a new input, in the order of the pass.
-        came_in: bytes of what the batch came to the block with.
-        widest: bytes of the largest input.
-        again: a point was passed more than once.
-    """
-
-    points: frozenset[InputPoint]
-    leader: dict[InputPoint, InputPoint] = field(default_factory=dict)
-    stops: list[str] = field(default_factory=list)
-    came_in: int = 0
-    widest: int = 0
-    again: bool = False
-    _first: dict[tuple[Any, ...], tuple[InputPoint, torch.Tensor]] = field(default_factory=dict)
-
-    def see(self, point: InputPoint, x: torch.Tensor) -> None:
-        key = (x.untyped_storage().data_ptr(), x.storage_offset(), tuple(x.shape), x.stride(), x._version)
-        leader, _ = self._first.setdefault(key, (point, x))  # holding x keeps its address from being used again
-        self.again |= point in self.leader
-        self.leader[point] = leader
-        self.widest = max(self.widest, x.nbytes)
-        if leader == point:
-            self.stops.append(point.place)
-
-    def sees_experts(self, place: str) -> bool:
-        if any(p.place == place for p in self.points):
-            self.again |= place in self.stops
-            self.stops.append(place)
-        return False
-
-    def order(self) -> tuple[list[set[str]], bool]:
-        """Places to be observed together, one set after the other; whether batches can stop before each."""
-        if self.again or any(p not in self.leader for p in self.points if p.expert is None):
-            return [{p.place for p in self.points}], False
-        return [{stop} for stop in self.stops], True
 
 
 class Walk:
@@ -112,6 +78,7 @@ class Walk:
         workers: forward passes that work at once.
         dtype, device: of the arithmetic; None: float32.
         memory: bytes of parked activations kept in RAM; the rest lies in `folder`.
+        aiming: run the original model too, for a `Drift` beside each Hessian.
 
     Use as a context manager and iterate; each item is the path of a loaded block. The block may be observed; when
     the loop goes on, the batches go through it (with `replaced` values, if it was not) and it is freed.
@@ -128,8 +95,9 @@ class Walk:
         device: str = "cpu",
         memory: int = 4 << 30,
         folder: Path | None = None,
+        aiming: bool = False,
     ) -> None:
-        self.checkpoint, self.workers = checkpoint, workers
+        self.checkpoint, self.workers, self.aiming = checkpoint, workers, aiming
         self.dtype, self.device = dtype or torch.float32, device
         self.turn = threading.Condition()
         self.loading = threading.Lock()
@@ -139,17 +107,25 @@ class Walk:
         self.visited: set[str] = set()
         self._restore: list[Callable[[], None]] = []
         self._loaded: set[str] = set()
-        self._stats: dict[InputPoint, Hessian] = {}
-        self._probe, self._probing = _Probe(frozenset()), False
+        self._stats: dict[InputPoint, Stats] = {}
+        self._references = References(self.store)
+        self._residuals: dict[InputPoint, tuple[Source, ...]] = {}
+        self._late: list[
+            str
+        ] = []  # parameters of layers that run after a later stop than the one before which they wait
+        self._refilled: tuple[list[str], Replaced] | None = None  # keys that have other values, and these
+        self._probe, self._probing = Probe(frozenset()), False
         self._ahead: set[str] = set()  # places whose inputs are taken in
         self._pausing = self._holding = False  # whether passes stop before them; whether they go on from there
         self._at: str | None = None  # the place where batches wait
+        self._ahead_at: str | None = None  # and those of the original
         self._queue: deque[int] = deque()  # batches whose statistics are to come, in order
         self._observed = False
         self.over = False  # no batch will see what is loaded from here on
         self._batches = batches
         self._threads: list[ThreadPoolExecutor] = []
         self._share: list[list[_Forward]] = []
+        self._originals: list[list[_Forward]] = []
 
     def __enter__(self) -> Walk:
         route_through_llmc(self.checkpoint.model)
@@ -164,11 +140,12 @@ class Walk:
             thread = ThreadPoolExecutor(1, "llmc-walk", initializer=torch.set_num_threads, initargs=(1,))
             self._threads.append(thread)
             self._share.append(thread.submit(self._begin, worker, count).result())
+            self._originals.append(thread.submit(self._begin, worker, count, True).result() if self.aiming else [])
         return self
 
     def __exit__(self, *exc: object) -> None:
-        for thread, share in zip(self._threads, self._share, strict=True):
-            thread.submit(self._end, share).result()
+        for thread, *shares in zip(self._threads, self._share, self._originals, strict=True):
+            thread.submit(self._end, [forward for share in shares for forward in share]).result()
             thread.shutdown()
         for undo in self._restore:
             undo()
@@ -182,11 +159,13 @@ class Walk:
             replaced: block path -> the decoded values its tensors have when batches go through without observation.
         """
         self._sweep("start", None)
+        self._lead("start", None)
         while (path := self._arrived()) is not None:
             keys, again = self._keys(path), path in self.visited
-            self._at, self._observed = path, False
+            self._at = self._ahead_at = path
+            self._observed, self._refilled = False, None
             if not again:
-                self.checkpoint.fill(keys, self.dtype, self.device, lambda name: None)
+                self.checkpoint.fill(keys, self.dtype, self.device, original)
                 self.visited.add(path)
                 yield path
                 give_back_freed_memory()
@@ -194,6 +173,9 @@ class Walk:
                     self.checkpoint.clear(keys)
                     return
             if not self._observed:
+                if self.aiming:
+                    self.checkpoint.fill(keys, self.dtype, self.device, original)
+                    self._lead("go", path)
                 self.checkpoint.fill(keys, self.dtype, self.device, replaced(path))
             self._sweep("go", self._at)
             self.checkpoint.clear(keys)
@@ -201,13 +183,14 @@ class Walk:
     def refill(self, paths: Iterable[str], replaced: Replaced) -> None:
         """Load modules again, with other values for some of their tensors."""
         keys = [key for path in sorted(paths) for key in self._keys(path)]
+        self._refilled = ([*(self._refilled[0] if self._refilled else []), *keys], replaced)
         self.checkpoint.fill(keys, self.dtype, self.device, replaced)
 
-    def observe(self, path: str, points: Sequence[InputPoint]) -> Iterator[dict[InputPoint, Hessian]]:
-        """Run all batches through the loaded block; yield the Hessians at its input points, first inputs first.
+    def observe(self, path: str, points: Sequence[InputPoint]) -> Iterator[dict[InputPoint, Stats]]:
+        """Run all batches through the loaded block; yield the statistics at its input points, first inputs first.
 
-        Points that see one tensor come together and share one Hessian object; what takes it may be loaded again before
-        batches go on. Points that no batch reaches never come.
+        These are `hessian` and, where the walk is aiming, `drift`. Points that see one tensor come together and share
+        one object; what takes it may be loaded again before batches go on. Points that no batch reaches never come.
 
         Batches wait within the block where memory allows, otherwise they come from its door every time: the same
         results for more work. If a module is run more than once they do, too, and all points come together.
@@ -215,23 +198,82 @@ class Walk:
         if not points:
             return
         with observing(self.checkpoint.model, points, self):
-            self._probe, self._probing = _Probe(frozenset(points)), True
-            self._sweep("observe", path, slice(0, 1))
-            self._observed, self._probing, self._stats = True, False, {}
-            probe = self._probe
-            order, self._pausing = probe.order()
-            fits = len(self._batches) * held_within(probe.came_in, probe.widest) <= self.store.memory
-            self._holding = self._pausing and fits and path not in probe.stops
-            for i, places in enumerate(order):
-                self._ahead = set().union(*order[i:]) if self._holding else places
-                self._sweep("go" if self._holding else "observe", self._at)
-                if self._holding:
-                    (self._at,) = places
-                self.over = self._last_door() and places is order[-1]
-                yield self._found(places)
+            order = self._explore(path, points)
+            with keeping(self.checkpoint.model, sum(self._residuals.values(), ()), self._keep):
+                for i, places in enumerate(order):
+                    self._ahead = set().union(*order[i:]) if self._holding else places
+                    if self.aiming and not (self._holding and i):
+                        self._lead_to(path, places, last=places is order[-1])
+                    self._sweep("go" if self._holding else "observe", self._at)
+                    if self._holding:
+                        (self._at,) = places
+                    self.over = self._last_door() and places is order[-1]
+                    if self.aiming and self._holding and not self.over:  # while the layer still has its own weights
+                        with self._own_weights(self._late):
+                            self._lead("go", self._ahead_at)
+                        self._ahead_at = next(iter(order[i + 1])) if i + 1 < len(order) else None
+                    yield self._found(places)
+            self._forget()
 
-    def see(self, point: InputPoint, x: torch.Tensor) -> None:
-        """Called by hooks with the input `x: [..., features]` of a point, from within a forward pass."""
+    def _explore(self, path: str, points: Sequence[InputPoint]) -> list[set[str]]:
+        """Let one batch show the block; decide how all go through it. Returns the places to stop at, in order."""
+        probe = Probe(frozenset(points), sums=Sums() if self.aiming else None)
+        self._probe, self._probing, early = probe, True, self._refilled is not None
+        block = self.checkpoint.model.get_submodule(path)
+        with probe.sums.watching(block, path) if probe.sums is not None else nullcontext():
+            self._sweep("observe", path, slice(0, 1))
+        self._observed, self._probing, self._stats = True, False, {}
+        order, self._pausing = probe.order()
+        self._residuals = {p: found for p in points if probe.alone(p) and (found := probe.residual(p))}
+        self._late = [key for module in probe.late() for key in self._keys(module)]
+        probe.sums = None
+        streams = 2 if self.aiming else 1
+        fits = streams * len(self._batches) * held_within(probe.came_in, probe.widest) <= self.store.memory
+        self._holding = self._pausing and fits and path not in probe.stops and not (self.aiming and early)
+        return order
+
+    def _lead_to(self, path: str, places: set[str], *, last: bool) -> None:
+        """Bring the original's batches to a stop: within the block, or from its door with its own weights again."""
+        if self._holding:
+            self._lead("go", path)
+            (self._ahead_at,) = places
+            return
+        with self._own_weights(self._keys(path)):
+            self._lead("observe", path)
+            if last and not self._last_door():
+                self._ahead = set()
+                self._lead("go", path)
+                self._ahead = places
+
+    @contextmanager
+    def _own_weights(self, keys: Sequence[str]) -> Iterator[None]:
+        """Give those of these parameters that have other values their own ones for a while."""
+        if self._refilled is None or not keys:
+            yield
+            return
+        changed, replaced = self._refilled
+        self.checkpoint.fill(sorted({*keys} & {*changed}), self.dtype, self.device, original)
+        yield
+        self.checkpoint.fill(changed, self.dtype, self.device, replaced)
+
+    def _forget(self) -> None:
+        """Let go of what batches kept for this block."""
+        self._residuals = {}
+        self._references.clear()
+        for share in (*self._share, *self._originals):
+            for forward in share:
+                forward.kept.clear()
+
+    def _keep(self, source: Source, tensor: torch.Tensor) -> None:
+        if not self._probing:
+            _current().kept[source] = tensor
+
+    def see(self, point: InputPoint, x: torch.Tensor, rows: torch.Tensor | None = None) -> None:
+        """Called by hooks with the input `x: [..., features]` of a point, from within a forward pass.
+
+        Args:
+            rows: which of the batch's tokens these are, of a routed expert.
+        """
         probe = self._probe
         if self._probing:
             probe.see(point, x)
@@ -239,12 +281,25 @@ class Walk:
         if point not in probe.points or point.place not in self._ahead or probe.leader.get(point, point) != point:
             return
         forward = _current()
-        flat = x.reshape(-1, x.shape[-1])
-        forward.partials.append((point, Hessian.partial(flat), (flat.shape[0], flat.shape[1])))
-        if self._queue[0] == forward.index:  # everybody before has finished: no need to hold it
-            self._merge(forward)
+        residual = [forward.kept[source] for source in self._residuals.get(point, ())]
+        if forward.original:
+            self._references.keep((forward.index, point), Reference.of(x, rows, residual), alive=self._holding)
+        else:
+            flat = x.reshape(-1, x.shape[-1])
+            forward.partials.append((point, Hessian.partial(flat), (flat.shape[0], flat.shape[1])))
+            if self.aiming:
+                self._compare(forward, point, Reference.of(x, rows, residual))
+            if self._queue[0] == forward.index:  # everybody before has finished: no need to hold it
+                self._merge(forward)
         if point.expert is None:
             self._pause(point.place, x)
+
+    def _compare(self, forward: _Forward, point: InputPoint, seen: Reference) -> None:
+        """How far the original's inputs at a point are from those that were seen."""
+        reference = self._references.take((forward.index, point))
+        module = self.checkpoint.model.get_submodule(point.module) if self._probe.alone(point) else None
+        drift, partial = seen.drift(reference, module)
+        forward.drifts.append((point, partial, drift))
 
     def sees_experts(self, place: str) -> bool:
         """Whether experts are to be run for the inputs of this fused parameter of theirs alone."""
@@ -255,12 +310,13 @@ class Walk:
         self._pause(place, hidden_states)
 
     def _pause(self, place: str, x: torch.Tensor) -> None:
+        forward = _current()
         if self._holding:
-            _current().park(place, (x,))
+            forward.park(place, () if forward.original else (x,))  # what an original waits with is asked for meanwhile
         elif self._pausing:
             raise _Enough
 
-    def _found(self, places: set[str]) -> dict[InputPoint, Hessian]:
+    def _found(self, places: set[str]) -> dict[InputPoint, Stats]:
         leaders = {point: point for point in self._stats} | self._probe.leader
         seen = {p: leader for p, leader in leaders.items() if leader.place in places and leader in self._stats}
         found = {p: self._stats[leader] for p, leader in seen.items()}
@@ -269,10 +325,11 @@ class Walk:
 
     def _merge(self, forward: _Forward) -> None:
         for point, partial, (tokens, features) in forward.partials:
-            if point not in self._stats:
-                self._stats[point] = Hessian(features)
-            self._stats[point].add(partial, tokens)
+            self._stats.setdefault(point, {"hessian": Hessian(features)})["hessian"].add(partial, tokens)
+        for (point, partial, drift), (_, _, (tokens, _)) in zip(forward.drifts, forward.partials, strict=False):
+            self._stats[point].setdefault("drift", drift).add(partial, tokens)
         forward.partials.clear()
+        forward.drifts.clear()
 
     def _merge_in_turn(self, forward: _Forward) -> bool:
         """False where another thread failed."""
@@ -288,18 +345,19 @@ class Walk:
 
     def _hang_door(self, path: str) -> None:
         module = self.checkpoint.model.get_submodule(path)
-        original = module.forward
+        own = module.forward
 
         def door(*args: Any, **kwargs: Any) -> Any:
             forward = _current()
             while forward.park(path, (args, kwargs)) == "observe":
                 if self._probing:
                     self._probe.came_in = activation_bytes((args, kwargs))
-                with suppress(_Enough):
+                watched = self._probe.sums.adding() if self._probing and self._probe.sums else nullcontext()
+                with suppress(_Enough), watched:
                     for hook in list(module._forward_pre_hooks.values()):  # a head is its own input point
                         hook(module, args)
-                    original(*args, **kwargs)
-            return original(*args, **kwargs)
+                    own(*args, **kwargs)
+            return own(*args, **kwargs)
 
         module.forward = door
         self._restore.append(lambda: module.__dict__.pop("forward", None))
@@ -308,7 +366,7 @@ class Walk:
         def load(*_: Any) -> None:
             with self.loading:
                 missing = [k for k in keys if k not in self._loaded]
-                self.checkpoint.fill(missing, self.dtype, self.device, lambda name: None)
+                self.checkpoint.fill(missing, self.dtype, self.device, original)
                 for key in missing:
                     self._loaded.update(self.checkpoint.skeleton.ties.get(key, (key,)))
 
@@ -322,15 +380,23 @@ class Walk:
         return len(self.visited) == len(self.doors)
 
     def _arrived(self) -> str | None:
-        places = {f.at for share in self._share for f in share}
+        places = {f.at for share in (*self._share, *self._originals) for f in share}
         if len(places) != 1:
             raise RuntimeError(f"calibration batches took different ways through the model: {sorted(map(str, places))}")
         return places.pop()
 
     def _sweep(self, command: str, at: str | None, which: slice = slice(None)) -> None:
         """Let the forward passes that wait at a place, of these batches, act on a command, and wait for all."""
+        self._run(self._share, command, at, which)
+
+    def _lead(self, command: str, at: str | None) -> None:
+        """The same for those that go through the original model, where there are such."""
+        if self.aiming:
+            self._run(self._originals, command, at, slice(None))
+
+    def _run(self, family: Sequence[Sequence[_Forward]], command: str, at: str | None, which: slice) -> None:
         indices = range(len(self._batches))[which]
-        shares = [[f for f in share if f.at == at and f.index in indices] for share in self._share]
+        shares = [[f for f in share if f.at == at and f.index in indices] for share in family]
         self._queue = deque(sorted(f.index for share in shares for f in share))
         running: list[Future[None]] = [
             thread.submit(self._act, command, share) for thread, share in zip(self._threads, shares, strict=True)
@@ -341,9 +407,9 @@ class Walk:
             raise errors[0]
         give_back_freed_memory()
 
-    def _begin(self, worker: int, workers: int) -> list[_Forward]:
+    def _begin(self, worker: int, workers: int, original: bool = False) -> list[_Forward]:
         """The batches of a thread: every n-th, so that merging in order keeps no thread waiting for long."""
-        return [_Forward(i, self._batches[i], self) for i in range(worker, len(self._batches), workers)]
+        return [_Forward(i, self._batches[i], self, original) for i in range(worker, len(self._batches), workers)]
 
     def _act(self, command: str, forwards: Sequence[_Forward]) -> None:
         with torch.no_grad():
@@ -365,6 +431,10 @@ class Walk:
     def _end(forwards: Sequence[_Forward]) -> None:
         for forward in forwards:
             forward.throw(GreenletExit)
+
+
+def original(name: str) -> None:
+    """No other value than the file's."""
 
 
 def _current() -> _Forward:

@@ -77,6 +77,14 @@ class Job:
     ] = None
     asymmetric: Annotated[bool, Option("--asymmetric", help="Fit a zero point instead of fixing it mid-grid.")] = False
     act_order: Annotated[bool, Option("--act-order", help="gptq: most active columns of all groups first.")] = False
+    aim: Annotated[
+        float | None,
+        Option(
+            "--aim",
+            metavar="A",
+            help="How far layers make up for what those before them lost: 0 not, 1 in full; .5 with calibration text.",
+        ),
+    ] = None
     targets: Annotated[
         list[str] | None, Option("--targets", metavar="GLOB", help="Compress only these matrices; repeatable.")
     ] = None

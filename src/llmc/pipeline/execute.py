@@ -21,6 +21,7 @@ from llmc.artifacts.store import Stored, store
 from llmc.artifacts.workfolder import check_place
 from llmc.calibration.activations import give_back_freed_memory
 from llmc.calibration.data import CalibrationSet
+from llmc.calibration.drift import aimed
 from llmc.calibration.held_out import held_out
 from llmc.calibration.inputs import model_inputs, noise_note
 from llmc.calibration.mixture import load_mixture, names_of
@@ -38,7 +39,7 @@ from llmc.models.finite import require_finite
 from llmc.models.tokenizer import tokenizer_of, vocabulary
 from llmc.pipeline.memory import activation_memory, batch_size
 from llmc.pipeline.plan import Job, check_memory, fingerprint
-from llmc.recipe.recipe import Recipe, resolve_text, to_dict
+from llmc.recipe.recipe import Recipe, Stage, resolve_text, to_dict
 from llmc.results import Progress, silent
 from llmc.targets import InputPoint
 
@@ -158,6 +159,7 @@ class Execution:
             device=recipe.device,
             memory=activation_memory(recipe),
             folder=self.artifact.partial / "activations",
+            aiming=any(self._stage(spec).aims for spec in self.job.specs.values()),
         ) as walk:
             for path in walk.blocks(self._replaced):
                 specs = blocks.get(path, [])
@@ -169,8 +171,8 @@ class Execution:
 
     def _calibrated(self, walk: Walk, path: str, specs: Sequence[Spec]) -> list[Stored]:
         """Compress a loaded block: what needs no statistics, the rest as batches get to it, then what none got to."""
-        left = [s for s in specs if self.job.method_of(s.target.tensor).needs]
-        out = self._encode([s for s in specs if not self.job.method_of(s.target.tensor).needs], None)
+        left = [s for s in specs if self._stage(s).needs_text]
+        out = self._encode([s for s in specs if not self._stage(s).needs_text], None)
         shown = [] if self._keeps_original(specs) else specs
         points = sorted({s.target.point for s in left if s.target.point is not None}, key=str)
         if out and points:
@@ -213,11 +215,17 @@ class Execution:
         for spec, weight in zip(specs, weights, strict=True):
             require_finite(weight, spec.target.tensor)
         point = specs[0].target.point
-        seen = stats.get(point) if stats is not None and point is not None else None
-        given = {"hessian": seen} if seen is not None else {}
-        encoded = encode_together(method, weights, given, context)
+        seen = stats.get(point, {}) if stats is not None and point is not None else {}
+        goals = weights
+        if "drift" in seen and (aim := self._stage(specs[0]).aims):
+            context.note("aim", "inputs and residual stream" if seen["drift"].residual else "inputs")
+            goals = [aimed(w, seen["hessian"], seen["drift"], aim, context.device).to(w.dtype) for w in weights]
+        encoded = encode_together(method, goals, {name: seen[name] for name in method.needs if name in seen}, context)
         count = len(weights)
         return [(encoded[i], weights[i], notes_of(context, i, count)) for i in range(count)]
+
+    def _stage(self, spec: Spec) -> Stage:
+        return self.job.recipe.stages[self.job.stage_of[spec.target.tensor]]
 
     def _write(self, specs: Sequence[Spec], encoded: list[tuple[Any, ...]]) -> list[Stored]:
         torch.set_num_threads(1)

@@ -24,7 +24,7 @@ ACTIVATIONS = 4  # of a block on the way back, in outputs of its matrices
 
 def needs_statistics(recipe: Recipe) -> bool:
     """Whether the model is run on calibration text."""
-    return any(stage.method.needs for stage in recipe.stages)
+    return any(stage.needs_text for stage in recipe.stages)
 
 
 def shares(recipe: Recipe) -> bool:

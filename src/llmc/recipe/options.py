@@ -24,6 +24,7 @@ def from_options(
     options: Mapping[str, Any] | None = None,
     symmetric: bool | None = None,
     act_order: bool | None = None,
+    aim: float | None = None,
     targets: Sequence[str] | None = None,
     ignore: Sequence[str] | None = None,
     calibration: str | Path | Sequence[str | Path] | None = None,
@@ -54,6 +55,7 @@ def from_options(
         calibration: one source or several, see `llmc.calibration.mixture`; None where the method needs one: the text
             that llmc carries, which a note says.
         options: further fields of the method; texts are read as on the command line.
+        aim: 0 to 1, how far layers make up for what the layers before them lost: see `llmc.recipe.recipe.Stage`.
         max_memory: bytes, or a text like `8GiB`.
         bits_per_weight, size, max_kl: a budget: of the targeted matrices, of all weight files, or of quality.
 
@@ -70,11 +72,11 @@ def from_options(
     rest |= {"max_memory": max_memory, "revision": revision, "allow_nonfinite": allow_nonfinite, "entropy": entropy}
     rest |= {"size": size, "max_kl": max_kl, "strict": strict}
     try:
-        stage = {"method": Node(name, "--method"), **_nodes({"targets": targets, "ignore": ignore})}
+        stage = {"method": Node(name, "--method"), **_nodes({"targets": targets, "ignore": ignore, "aim": aim})}
         stage |= _method_nodes(name, flags, options or {})
         tree = {"model": Node(str(model), "MODEL"), "stages": Node([Node(stage, f"--method {name}")], "--method")}
         tree |= _nodes(rest)
-        given = _calibration_nodes(text, METHODS.get(name).needs, judged=max_kl is not None)
+        given = _calibration_nodes(text, METHODS.get(name).needs or aim, judged=max_kl is not None)
         if given:
             tree["calibration"] = Node(given, "--calibration")
         return read_tree(Node(tree, "llmc"))

@@ -52,6 +52,10 @@ __all__ = [
 ]
 
 DTYPES = ("float32", "float64", "bfloat16")
+AIM = 0.5
+"""How far calibrated layers aim at the original model, see docs/compressors/aim.md."""
+OF_STAGES = ("targets", "ignore", "aim")
+"""Fields of a stage that are none of its method."""
 
 
 def _check_device(text: str) -> None:
@@ -78,13 +82,34 @@ def _parse_stages(node: Node, place: Place) -> tuple[Stage, ...]:
 class Stage:
     """One step: a method with its options, and globs of the Targets it is for (none: all) and not for.
 
-    In a recipe the fields of the method stand beside `method`, `targets` and `ignore`.
+    In a recipe the fields of the method stand beside `method`, `targets`, `ignore` and `aim`.
+
+    Attributes:
+        aim: how far each layer makes up for what the layers before it lost, see `llmc.calibration.drift`; None: as far
+            as is best where the method is calibrated, else not at all.
     """
 
     name: str
     method: Any
     targets: tuple[str, ...] = ()
     ignore: tuple[str, ...] = ()
+    aim: float | None = option(None, "0: at what the layer did; 1: at the original model's outputs", least=0, most=1)
+
+    @property
+    def aims(self) -> float:
+        """`aim`, or what it is where nobody says."""
+        if self.aim is not None:
+            return self.aim
+        return AIM if self.method.needs and not self.sees_original else 0.0
+
+    @property
+    def sees_original(self) -> bool:
+        """Whether layers are calibrated on the inputs of the original model."""
+        return bool(getattr(self.method, "propagate", "quantized") == "original")
+
+    @property
+    def needs_text(self) -> bool:
+        return bool(self.method.needs) or self.aims > 0
 
 
 @dataclass(frozen=True)
@@ -190,7 +215,7 @@ def to_dict(recipe: Recipe) -> dict[str, Any]:
     data: dict[str, Any] = plain(recipe)
     del data["out"]
     data["stages"] = [
-        {"method": s.name, **plain(s.method), "targets": list(s.targets), "ignore": list(s.ignore)}
+        {"method": s.name, **plain(s.method), "targets": list(s.targets), "ignore": list(s.ignore), "aim": s.aims}
         for s in recipe.stages
     ]
     data["model"] = public(recipe.model)
@@ -219,8 +244,16 @@ def read_tree(tree: Node) -> Recipe:
         problem = "a format is given twice" if recipe.formats else "no format"
         raise RecipeError(problem, where=parts["formats"].where, fix=f"choose from: {', '.join(CONTAINERS)}")
     for index, stage in enumerate(recipe.stages):
-        if stage.method.needs and recipe.calibration is None:
-            node = parts["stages"].value[index].value["method"]
+        keys = parts["stages"].value[index].value
+        if stage.sees_original and stage.aims > 0:
+            where = _stage_place(index, stage.name).at(keys["aim"])
+            raise RecipeError(
+                "a layer that sees the original's inputs has no drift to make up for",
+                where=where,
+                fix="leave out propagate: original, or use aim: 0",
+            )
+        if stage.needs_text and recipe.calibration is None:
+            node = keys["method" if stage.method.needs else "aim"]
             fix = "add `calibration: {source: FILE_OR_DATASET}`, or give --set calibration.source=FILE_OR_DATASET"
             raise RecipeError("needs calibration text", where=_stage_place(index, stage.name).at(node), fix=fix)
     _check_budget(recipe, parts)
@@ -285,11 +318,11 @@ def _stage(index: int, node: Node) -> Stage:
         cls = METHODS.get(name)
     except UsageError as error:
         raise RecipeError(error.message, where=Place(f"stage {index}").at(named), fix=error.fix) from error
-    known = ["method", *(each.name for each in dataclasses.fields(cls)), "targets", "ignore"]
+    known = ["method", *(each.name for each in dataclasses.fields(cls)), *OF_STAGES]
     for key, child in node.value.items():
         if key not in known:
             raise RecipeError(f"unknown key {key!r}", where=place.at(child), fix=suggest(key, known[1:]))
-    own = {key: child for key, child in node.value.items() if key in ("targets", "ignore")}
+    own = {key: child for key, child in node.value.items() if key in OF_STAGES}
     options = Node({key: child for key, child in node.value.items() if key != "method" and key not in own}, node.where)
     method = build(cls, options, place)
     _check_grid(method, options, place)
