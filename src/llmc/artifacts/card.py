@@ -111,16 +111,25 @@ def lossless_card(made: Made, result: dict[str, Any], held: str | None, kept: Ma
 def method_line(recipe: Mapping[str, Any], sizes: Mapping[str, Any]) -> str:
     """What was done to a model, in few words: `gptq, 4 bits, groups of 128`."""
     stages = [stage for stage in recipe.get("stages") or () if isinstance(stage, dict)]
-    methods = dict.fromkeys(str(stage.get("method")) for stage in stages)
+    methods = dict.fromkeys(f"{stage.get('method')}{_pruned(stage)}" for stage in stages)
+    stages = [stage for stage in stages if not _pruned(stage)]
     bits = {stage.get("bits") for stage in stages}
     groups = {stage["group_size"] for stage in stages if "group_size" in stage}
     words = [" and ".join(methods) or "compressed"]
     (one,) = bits if len(bits) == 1 else (None,)
-    words.append(f"{sizes['bits_per_weight']:.2f} bits per weight" if one is None else f"{one} bits")
+    if stages:
+        words.append(f"{sizes['bits_per_weight']:.2f} bits per weight" if one is None else f"{one} bits")
     if one is not None and len(groups) == 1:
         (group,) = groups
         words.append("per channel" if group in (None, "channel") else f"groups of {group}")
     return ", ".join(words)
+
+
+def _pruned(stage: Mapping[str, Any]) -> str:
+    """What a stage removes: ` 2:4`, ` 50%`; empty where it removes nothing."""
+    if "sparsity" not in stage:
+        return ""
+    return f" {stage['pattern']}" if stage.get("pattern") else f" {stage['sparsity']:.0%}"
 
 
 def fields_of(text: str) -> dict[str, Any]:

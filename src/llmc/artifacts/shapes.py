@@ -7,7 +7,8 @@ from collections.abc import Sequence
 
 from llmc.artifacts.layout import Shapes, WeightFiles, arrange, coded_files
 from llmc.files.header import nbytes
-from llmc.formats.container import Container, Facts, Spec
+from llmc.formats.container import Container, Facts, Spec, encoded
+from llmc.formats.dense import holder
 from llmc.late import torch
 from llmc.models.checkpoint import Checkpoint
 from llmc.models.skeleton import initializes_by_name
@@ -20,7 +21,8 @@ def target_bits(container: Container, specs: Sequence[Spec]) -> float:
 
 
 def model_facts(checkpoint: Checkpoint, specs: dict[str, Spec]) -> Facts:
-    """What containers may ask about a model of which `specs` (by name on disk) are encoded."""
+    """What containers may ask about a model of which `specs` (by name on disk) are encoded, but for values."""
+    specs = {spec.target.tensor: spec for spec in encoded(specs.values())}
     raw = set()
     for group in checkpoint.skeleton.groups:
         for name, _ in group.sources:
@@ -57,7 +59,7 @@ def stored_shapes(checkpoint: Checkpoint, container: Container, specs: dict[str,
     out: dict[str, tuple[torch.dtype, tuple[int, ...]]] = {}
     for name in checkpoint.stored:
         if name in specs:
-            out.update(container.layout(specs[name]))
+            out.update(holder(container, specs[name]).layout(specs[name]))
         else:
             entry = checkpoint.entries[name]
             out[name] = (entry.dtype, entry.shape)

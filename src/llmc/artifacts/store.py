@@ -11,6 +11,7 @@ from llmc.artifacts.folder import Folder
 from llmc.encodings.encoded import Encoded
 from llmc.encodings.measuring import bond, measure
 from llmc.formats.container import Container, Spec
+from llmc.formats.dense import holder
 from llmc.late import torch
 
 
@@ -28,10 +29,10 @@ def store(
     """Write an encoded Target into every container's folder; returns digests and measured error."""
     tensors, decoded_in, sizes = {}, {}, []
     for name, container, folder in places:
-        packed = container.pack(spec, encoded)
+        packed = holder(container, spec).pack(spec, encoded)
         sizes.append(sum(tensor.nbytes for tensor in packed.values()))
         tensors[name] = {key: folder.write(key, value.contiguous()) for key, value in packed.items()}
-        decoded_in[container.name] = container.decoded_dtype(spec.target)
+        decoded_in[container.name] = holder(container, spec).decoded_dtype(spec.target)
     measured = measure(encoded, weight, set(decoded_in.values()), spec.target.name)
     row = {
         "target": spec.target.name,

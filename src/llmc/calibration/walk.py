@@ -174,7 +174,7 @@ class Walk:
                     return
             if not self._observed:
                 if self.aiming:
-                    self.checkpoint.fill(keys, self.dtype, self.device, original)
+                    self.checkpoint.fill(keys, self.dtype, self.device, self.checkpoint.own)
                     self._lead("go", path)
                 self.checkpoint.fill(keys, self.dtype, self.device, replaced(path))
             self._sweep("go", self._at)
@@ -252,7 +252,7 @@ class Walk:
             yield
             return
         changed, replaced = self._refilled
-        self.checkpoint.fill(sorted({*keys} & {*changed}), self.dtype, self.device, original)
+        self.checkpoint.fill(sorted({*keys} & {*changed}), self.dtype, self.device, self.checkpoint.own)
         yield
         self.checkpoint.fill(changed, self.dtype, self.device, replaced)
 
@@ -366,7 +366,7 @@ class Walk:
         def load(*_: Any) -> None:
             with self.loading:
                 missing = [k for k in keys if k not in self._loaded]
-                self.checkpoint.fill(missing, self.dtype, self.device, original)
+                self.checkpoint.fill(missing, self.dtype, self.device, self.checkpoint.own)
                 for key in missing:
                     self._loaded.update(self.checkpoint.skeleton.ties.get(key, (key,)))
 

@@ -8,5 +8,6 @@ METHODS = Registry(
         "rtn": "llmc.compressors.rtn:Rtn",
         "gptq": "llmc.compressors.gptq:Gptq",
         "trellis": "llmc.compressors.trellis:Trellis",
+        "wanda": "llmc.compressors.wanda:Wanda",
     },
 )

@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 
 from llmc.calibration.statistics import Hessian
 from llmc.compressors.feedback import Problem, Slab, by_activity, by_groups, exact, prepare, relative_error
-from llmc.compressors.method import Context
+from llmc.compressors.method import Context, Outlook
 from llmc.compressors.options import GridOptions, check_groups, option
 from llmc.compressors.rtn import round_to_nearest
 from llmc.encodings import int_kernel
@@ -41,6 +41,10 @@ class Gptq(GridOptions):
 
     needs: ClassVar[tuple[str, ...]] = ("hessian",)
     by_rows: ClassVar[bool] = True
+
+    def outlook(self, scale_dtypes: tuple[str, ...]) -> Outlook:
+        grid = self.make_grid(scale_dtypes)
+        return Outlook(grid, keeps_zeros=True, sees_original=self.propagate == "original")
 
     def __call__(self, weight: torch.Tensor, stats: dict[str, Any], context: Context) -> Encoded:
         """Compress `weight: [out_features, in_features]` under `stats["hessian"]`.
@@ -90,7 +94,8 @@ def _solve(weight: torch.Tensor, grid: Grid, problem: Problem, fixed: bool, cont
         a, b = bounds
         W = weight[a:b].to(context.device, exact(context), copy=True)
         W[:, problem.dead] = 0
-        groups, error, energy = _quantize(W, grid, problem, fixed, weight.dtype)
+        keep = None if context.keep is None else context.keep[a:b].to(context.device)
+        groups, error, energy = _quantize(W, grid, problem, fixed, weight.dtype, keep)
         params = {k: torch.cat([g.params[k] for g in groups], dim=1) for k in groups[0].params}
         levels = W.view(b - a, len(groups), -1)
         codes[a:b] = grid.round(levels, {k: v.unsqueeze(-1) for k, v in _unit(params).items()}).view(b - a, columns)
@@ -104,9 +109,9 @@ def _solve(weight: torch.Tensor, grid: Grid, problem: Problem, fixed: bool, cont
 
 
 def _quantize(
-    W: torch.Tensor, grid: Grid, problem: Problem, fixed: bool, dtype: torch.dtype
+    W: torch.Tensor, grid: Grid, problem: Problem, fixed: bool, dtype: torch.dtype, keep: torch.Tensor | None
 ) -> tuple[list[_Group], torch.Tensor, torch.Tensor]:
-    """Replace `W: [rows, columns]` by levels: grid values in multiples of the scale.
+    """Replace `W: [rows, columns]` by levels: grid values in multiples of the scale, 0 where `keep` says so.
 
     Returns the groups, diag(E H E^T), E the error after rounding values to `dtype`, and diag(W H W^T).
     """
@@ -120,11 +125,13 @@ def _quantize(
         groups = {g: _fit(grid, *part) for g, part in enumerate(parts)}
     work = problem.work(W)
     energy, levels = problem.energy(work), torch.empty_like(work)
+    gone = None if keep is None else ~problem.work(keep)
 
     def round_slab(R: torch.Tensor, values: torch.Tensor, slab: Slab) -> None:
         a, b = slab.start, slab.stop
         members = [i // size for i in order[a:b].tolist()]
-        _round_slab(R, (levels[a:b], values), grid, slab, groups, members, importance[order[a:b]], dtype)
+        zeros = None if gone is None else gone[a:b]
+        _round_slab(R, (levels[a:b], values), grid, slab, groups, members, importance[order[a:b]], dtype, zeros)
 
     error = problem.carry(work, round_slab)
     W.copy_(problem.natural(levels).t())
@@ -140,6 +147,7 @@ def _round_slab(
     members: list[int],
     importance: torch.Tensor,
     dtype: torch.dtype,
+    zeros: torch.Tensor | None,
 ) -> None:
     """Put levels and values `[columns, rows]` of the running weights `R` of a slab in `out`; `R` becomes errors.
 
@@ -150,9 +158,11 @@ def _round_slab(
     levels, values = out
     for m, n in pairwise(sorted({*range(0, width, MICRO), *range(0, width, size), width})):
         if members[m] not in groups:
-            groups[members[m]] = _fit(grid, R[m : m + size].t(), importance[m : m + size])
+            fitted = R[m : m + size] if zeros is None else R[m : m + size].masked_fill(zeros[m : m + size], 0)
+            groups[members[m]] = _fit(grid, fitted.t(), importance[m : m + size])
         parts = levels[m:n], values[m:n], R[m:n]
-        _round_columns(R[m:n], grid, slab.unit[m:n, m:n], [groups[g] for g in members[m:n]], parts, dtype)
+        own = None if zeros is None else zeros[m:n]
+        _round_columns(R[m:n], grid, slab.unit[m:n, m:n], [groups[g] for g in members[m:n]], parts, dtype, own)
         R[n:].addmm_(slab.unit[m:n, n:].t(), R[m:n], alpha=-1)
 
 
@@ -163,9 +173,14 @@ def _round_columns(
     groups: list[_Group],
     out: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
     dtype: torch.dtype,
+    zeros: torch.Tensor | None,
 ) -> None:
-    """Levels, values and errors (where `R` was) of columns `R: [columns, rows]`, column j under `groups[j]`."""
-    if isinstance(grid, IntGrid) and int_kernel.applies(R) and R.dtype == torch.float32 and dtype in int_kernel.NUMBERS:
+    """Levels, values and errors (where `R` was) of columns `R: [columns, rows]`, column j under `groups[j]`.
+
+    Levels are 0 where `zeros: [columns, rows]` says so.
+    """
+    plain = zeros is None and R.dtype == torch.float32 and dtype in int_kernel.NUMBERS
+    if plain and isinstance(grid, IntGrid) and int_kernel.applies(R):
         used = list({id(g): g for g in groups}.values())
         place = {id(g): i for i, g in enumerate(used)}
         least = [g.least for g in used if g.least is not None]
@@ -178,6 +193,8 @@ def _round_columns(
     for j, (running, level, value, error) in enumerate(zip(R, *out, strict=True)):
         torch.div(running, groups[j].divisor, out=units)
         groups[j].nearest(units, level)
+        if zeros is not None:
+            level.masked_fill_(zeros[j], 0)
         torch.mul(level, groups[j].scale, out=units)
         stored.copy_(units)
         value.copy_(stored)

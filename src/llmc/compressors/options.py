@@ -21,9 +21,14 @@ def option(
     choices: tuple[str, ...] | None = None,
     least: float | None = None,
     most: float | None = None,
+    share: bool = False,
 ) -> Any:
-    """A dataclass field that says what it is for and which values it takes."""
-    metadata = {"help": help, "choices": choices, "least": least, "most": most}
+    """A dataclass field that says what it is for and which values it takes.
+
+    Args:
+        share: in a recipe it may be written in percent.
+    """
+    metadata = {"help": help, "choices": choices, "least": least, "most": most, "share": share}
     return dataclasses.field(default=default, metadata=metadata)
 
 

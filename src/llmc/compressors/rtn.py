@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from llmc.compressors.method import Context
+from llmc.compressors.method import Context, Outlook
 from llmc.compressors.options import GridOptions, check_groups
 from llmc.encodings.encoded import Encoded, Grid, Params, Plane
 from llmc.late import torch
@@ -24,6 +24,9 @@ class Rtn(GridOptions):
 
     needs: ClassVar[tuple[str, ...]] = ()
     by_rows: ClassVar[bool] = True
+
+    def outlook(self, scale_dtypes: tuple[str, ...]) -> Outlook:
+        return Outlook(self.make_grid(scale_dtypes), keeps_zeros=True)
 
     def __call__(self, weight: torch.Tensor, stats: dict[str, Any], context: Context) -> Encoded:
         """Round `weight: [out_features, in_features]`; `stats["hessian"]` is used when it is there.

@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 
 from llmc.calibration.statistics import Hessian
 from llmc.compressors.feedback import Problem, Slab, by_activity, by_place, prepare, relative_error
-from llmc.compressors.method import Context
+from llmc.compressors.method import Context, Outlook
 from llmc.compressors.options import check_options, option
 from llmc.encodings import trellis_search
 from llmc.encodings.coding import tensor_coder
@@ -68,15 +68,20 @@ class Trellis:
 
     needs: ClassVar[tuple[str, ...]] = ("hessian",)
     by_rows: ClassVar[bool] = False
-    formats: ClassVar[tuple[str, ...]] = ("llmc",)
 
     def __post_init__(self) -> None:
         check_options(self)
         if self.states not in MACHINES:
             raise UsageError(f"option states: no machine has {self.states}", fix=f"use {', '.join(map(str, MACHINES))}")
 
-    def make_grid(self, scale_dtypes: tuple[str, ...]) -> TrellisGrid:
-        return TrellisGrid(self.states, bits_per_weight=self.bits_per_weight)
+    def outlook(self, scale_dtypes: tuple[str, ...]) -> Outlook:
+        return Outlook(
+            TrellisGrid(self.states, bits_per_weight=self.bits_per_weight),
+            formats=("llmc",),
+            bits_per_weight=self.bits_per_weight,
+            shares=self.rates == "sensitivity",
+            sees_original=self.propagate == "original",
+        )
 
     def __call__(self, weight: torch.Tensor, stats: dict[str, Any], context: Context) -> Encoded:
         """Compress `weight: [out_features, in_features]` under `stats["hessian"]`; without one all columns count alike.

@@ -64,6 +64,7 @@ class Encoded:
         params: the grid's params as stored, `[rows, groups]` each.
         shape: `(out_features, in_features)`.
         dtype: dtype of the decoded values.
+        terms: further matrices of the same shape that are added.
     """
 
     grid: Grid
@@ -92,14 +93,18 @@ class Encoded:
         step = max(1, TILE // max(columns, 1))
         for a in range(0, rows, step):
             part = self.rows(a, min(a + step, rows)) if step < rows else self
-            values = part.grouped_value()
-            for term in part.terms:
-                values = values + term.grouped_value()
-            out[a : a + step] = values
+            out[a : a + step] = part.value()
         return out
 
+    def value(self) -> torch.Tensor:
+        """Values in float32, all terms added up in their order."""
+        values = self.grouped_value()
+        for term in self.terms:
+            values = values + term.value()
+        return values
+
     def grouped_value(self) -> torch.Tensor:
-        """Values in float32, all groups of all rows at once."""
+        """Values of the codes alone, without terms, in float32: all groups of all rows at once."""
         rows, columns = self.shape
         group = self.grid.group_size or columns
         params: dict[str, Any] = {k: v.unsqueeze(-1) for k, v in self.params.items()}

@@ -53,13 +53,13 @@ def decoded(part: Encoded, original: torch.Tensor, dtype: torch.dtype) -> tuple[
     """Values `[rows, columns]` in `dtype`; the energy of the weights they stand for, and of their errors."""
     rows, columns = part.shape
     grid = part.grid
-    if isinstance(grid, IntGrid) and int_kernel.applies(original) and dtype in int_kernel.NUMBERS:
+    if not part.terms and isinstance(grid, IntGrid) and int_kernel.applies(original) and dtype in int_kernel.NUMBERS:
         codes = part.codes.view(rows, -1, grid.group_size or columns)
         scale, zero = part.params["scale"], part.params.get("zero_point")
         values, *sums = int_kernel.decode(codes, scale, zero, original, bits=grid.bits, dtype=dtype)
         if all(plain(total, original.numel()) for total in sums):
             return values.view(rows, columns), sums[0], sums[1]
-    values, original = part.grouped_value().to(dtype), original.float()
+    values, original = part.value().to(dtype), original.float()
     return values, energy(original), energy(original, values.float())
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol, TypeAlias
 
 from llmc.encodings.encoded import Encoded, Grid
+from llmc.encodings.values import Values
 from llmc.late import torch
 from llmc.targets import Target
 
@@ -15,7 +16,7 @@ Layout: TypeAlias = "dict[str, tuple[torch.dtype, tuple[int, ...]]]"
 
 @dataclass(frozen=True)
 class Spec:
-    """One Target and the grid it is to be written on. `fixed` grid fields are known before anything is computed."""
+    """One Target and the grid it is to be written on; `Values`: as it is."""
 
     target: Target
     grid: Grid
@@ -44,6 +45,11 @@ class Facts:
     initializes_by_name: bool = False
     keep_float32: tuple[str, ...] = ()
     sharded: bool = False
+
+
+def encoded(specs: Iterable[Spec]) -> list[Spec]:
+    """Those that a container holds as codes; the others are values, which it holds as they are."""
+    return [spec for spec in specs if not isinstance(spec.grid, Values)]
 
 
 class Container(Protocol):

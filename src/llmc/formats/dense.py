@@ -7,9 +7,15 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from llmc.encodings.encoded import Encoded
-from llmc.formats.container import Facts, Layout, Spec
+from llmc.encodings.values import Values
+from llmc.formats.container import Container, Facts, Layout, Spec
 from llmc.late import torch
 from llmc.targets import Target
+
+
+def holder(container: Container, spec: Spec) -> Container:
+    """What holds a Target in a container's folder: values are held as the plain model holds them."""
+    return Dense() if isinstance(spec.grid, Values) and not container.coded else container
 
 
 @dataclass(frozen=True)

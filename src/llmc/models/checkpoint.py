@@ -5,11 +5,12 @@ Only this file makes Targets. Nothing from the folder is executed; weights are s
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -48,6 +49,8 @@ class Checkpoint:
 
     def __init__(self, folder: Path, *, encoded: bool = False) -> None:
         self.folder = folder
+        self.original: Checkpoint | None = None  # what this is an edited view of
+        self._mark = ""
         self.config_dict = safe_config(folder)
         if not encoded:
             refuse_encoded(self.config_dict, folder)
@@ -62,6 +65,25 @@ class Checkpoint:
         _check_sizes(self.config_dict, len(self.entries), folder)
         self.skeleton = Skeleton(_dense_config(folder), self.entries, folder.name)
         self.duplicates = self._duplicates()
+
+    def edited(self, entries: Mapping[str, TensorEntry], mark: str) -> Checkpoint:
+        """The same model with other values for some tensors, of the same dtype and shape.
+
+        Args:
+            entries: name on disk -> where its values lie.
+            mark: what they depend on, for `fingerprint`.
+        """
+        sizes, other = self.file_bytes, copy.copy(self)
+        other.entries = {**self.entries, **entries}
+        other.__dict__["file_bytes"] = sizes
+        other.original = self.original or self
+        other._mark = hashlib.sha256(f"{self.fingerprint()} {mark}".encode()).hexdigest()
+        return other
+
+    def own(self, name: str) -> torch.Tensor | None:
+        """The tensor `name` of the original model where this one has another, else None."""
+        first = self.original
+        return None if first is None or first.entries[name] == self.entries[name] else first.tensor(name)
 
     @property
     def model(self) -> Any:
@@ -133,6 +155,8 @@ class Checkpoint:
 
     def fingerprint(self) -> str:
         """SHA-256 over config, names, dtypes, shapes, sizes and times of the weights: what a resume checks."""
+        if self._mark:
+            return self._mark
         digest = hashlib.sha256(json.dumps(self.config_dict, sort_keys=True).encode())
         for name, entry in sorted(self.entries.items()):
             stat = entry.file.stat()

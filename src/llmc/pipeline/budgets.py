@@ -112,14 +112,14 @@ def _batches(job: Job, calibration: CalibrationSet) -> list[dict[str, Any]]:
 
 def sharing(job: Job) -> dict[str, int]:
     """Name on disk -> weights of the Targets that take part in a budget."""
-    methods = [stage.method for stage in job.recipe.stages]
-    return {n: s.target.numel for n, s in job.specs.items() if hasattr(methods[job.stage_of[n]], "bits_per_weight")}
+    follow = {i for i, stage in enumerate(job.recipe.stages) if stage.outlook.bits_per_weight is not None}
+    return {name: spec.target.numel for name, spec in job.specs.items() if job.stage_of[name] in follow}
 
 
 def asked(job: Job) -> float:
     """Mean bits per weight that the stages ask for."""
-    methods, weights = [stage.method for stage in job.recipe.stages], sharing(job)
-    total = sum(count * methods[job.stage_of[name]].bits_per_weight for name, count in weights.items())
+    asked_of, weights = [stage.outlook.bits_per_weight or 0.0 for stage in job.recipe.stages], sharing(job)
+    total = sum(count * asked_of[job.stage_of[name]] for name, count in weights.items())
     return float(total) / max(sum(weights.values()), 1)
 
 

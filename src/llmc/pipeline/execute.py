@@ -29,17 +29,19 @@ from llmc.calibration.walk import Walk
 from llmc.compressors.method import Context
 from llmc.compressors.together import encode_together, notes_of
 from llmc.embedded.names import weighted
+from llmc.encodings.values import held
 from llmc.errors import InputError, OutputError
 from llmc.files.bytes import raw_bytes
 from llmc.files.safetensors import load_rows
 from llmc.formats.container import Container, Spec
+from llmc.formats.dense import Dense, holder
 from llmc.late import torch
 from llmc.models.checkpoint import Checkpoint
 from llmc.models.finite import require_finite
 from llmc.models.tokenizer import tokenizer_of, vocabulary
 from llmc.pipeline.memory import activation_memory, batch_size
 from llmc.pipeline.plan import Job, check_memory, fingerprint
-from llmc.recipe.recipe import Recipe, Stage, resolve_text, to_dict
+from llmc.recipe.recipe import Recipe, resolve_text
 from llmc.results import Progress, silent
 from llmc.targets import InputPoint
 
@@ -127,7 +129,8 @@ class Execution:
         self.progress("quantize", self.seen, self.total)
 
     def _copy_raw(self) -> list[Stored]:
-        return [self._copy(name) for name in self.job.checkpoint.stored if name not in self.job.specs]
+        names = [] if self.job.partial else self.job.checkpoint.stored
+        return [self._copy(name) for name in names if name not in self.job.specs]
 
     def _copy(self, name: str) -> Stored:
         digest = hashlib.sha256()
@@ -159,7 +162,7 @@ class Execution:
             device=recipe.device,
             memory=activation_memory(recipe),
             folder=self.artifact.partial / "activations",
-            aiming=any(self._stage(spec).aims for spec in self.job.specs.values()),
+            aiming=any(self.job.aim_of(spec) for spec in self.job.specs.values()),
         ) as walk:
             for path in walk.blocks(self._replaced):
                 specs = blocks.get(path, [])
@@ -171,8 +174,8 @@ class Execution:
 
     def _calibrated(self, walk: Walk, path: str, specs: Sequence[Spec]) -> list[Stored]:
         """Compress a loaded block: what needs no statistics, the rest as batches get to it, then what none got to."""
-        left = [s for s in specs if self._stage(s).needs_text]
-        out = self._encode([s for s in specs if not self._stage(s).needs_text], None)
+        left = [s for s in specs if self.job.needs_text(s)]
+        out = self._encode([s for s in specs if not self.job.needs_text(s)], None)
         shown = [] if self._keeps_original(specs) else specs
         points = sorted({s.target.point for s in left if s.target.point is not None}, key=str)
         if out and points:
@@ -202,7 +205,7 @@ class Execution:
         groups: dict[Any, list[Spec]] = defaultdict(list)
         for spec in specs:
             seen = stats.get(spec.target.point) if stats and spec.target.point else None
-            stage = self.job.stage_of[spec.target.tensor]
+            stage = self.job.chains.get(spec.target.tensor)
             groups[(stage, id(seen), spec.grid) if seen is not None else spec.target.tensor].append(spec)
         yield from groups.values()
 
@@ -217,30 +220,30 @@ class Execution:
         point = specs[0].target.point
         seen = stats.get(point, {}) if stats is not None and point is not None else {}
         goals = weights
-        if "drift" in seen and (aim := self._stage(specs[0]).aims):
+        if "drift" in seen and (aim := self.job.aim_of(specs[0])):
             context.note("aim", "inputs and residual stream" if seen["drift"].residual else "inputs")
-            goals = [aimed(w, seen["hessian"], seen["drift"], aim, context.device).to(w.dtype) for w in weights]
+            whole = aimed(torch.cat(weights), seen["hessian"], seen["drift"], aim, context.device)
+            goals = list(torch.split(whole.to(weights[0].dtype), [len(w) for w in weights]))
+        if method is None:
+            return [(held(weight), self.job.original(spec), {}) for spec, weight in zip(specs, weights, strict=True)]
+        if self.job.goes_on(specs[0]):
+            context = replace(context, keep=torch.cat(weights) != 0)
         encoded = encode_together(method, goals, {name: seen[name] for name in method.needs if name in seen}, context)
         count = len(weights)
-        return [(encoded[i], weights[i], notes_of(context, i, count)) for i in range(count)]
-
-    def _stage(self, spec: Spec) -> Stage:
-        return self.job.recipe.stages[self.job.stage_of[spec.target.tensor]]
+        return [(encoded[i], self.job.original(specs[i]), notes_of(context, i, count)) for i in range(count)]
 
     def _write(self, specs: Sequence[Spec], encoded: list[tuple[Any, ...]]) -> list[Stored]:
         torch.set_num_threads(1)
         out = []
         for spec, (code, weight, notes) in zip(specs, encoded, strict=True):
             stored = store(spec, code, weight, self.places)
-            stage = self.job.recipe.stages[self.job.stage_of[spec.target.tensor]].name
-            row = {**stored.row, "method": stage, "notes": notes}
+            row = {**stored.row, "method": self.job.made_by(spec), "notes": notes}
             out.append(replace(stored, row=row))
             self._advance(spec.target.numel)
         return out
 
     def _keeps_original(self, specs: Sequence[Spec]) -> bool:
-        methods = [self.job.method_of(s.target.tensor) for s in specs]
-        return any(getattr(m, "propagate", "quantized") == "original" for m in methods)
+        return any(self.job.stage(s).outlook.sees_original for s in specs)
 
     def _replaced(self, path: str) -> Callable[[str], torch.Tensor | None]:
         """Decoded values of a finished block, read back from where they were written."""
@@ -264,8 +267,9 @@ class Execution:
 
 def read_back(spec: Spec, container: Container, folder: Folder) -> torch.Tensor:
     """A written Target as its tensor on disk was: decoded, in the Target's dtype and orientation."""
+    container = holder(container, spec)
     tensors = {name: folder.read(name) for name in container.layout(spec)}
-    if container.name == "dense":
+    if container == Dense():
         return tensors[spec.target.tensor]
     values = container.unpack(spec, tensors).dequantize(spec.target.dtype)
     return values.t().contiguous() if spec.target.transposed else values
@@ -310,8 +314,7 @@ def execute(
     calibration = calibrate(job)
     if calibration is not None and job.recipe.max_kl is not None:
         calibration, _ = held_out(calibration)
-    text = to_dict(job.recipe)
-    mark = fingerprint(job, text, calibration.sha256 if calibration is not None else None)
+    mark = fingerprint(job, job.document(), calibration.sha256 if calibration is not None else None)
     artifact = Artifact(out, job.files, mark, folder_for, inputs)
     artifact.open(fresh=fresh, force=force)
     try:

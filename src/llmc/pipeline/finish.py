@@ -13,6 +13,7 @@ from llmc.artifacts.folder import Folder
 from llmc.artifacts.sidecar import write_sidecar
 from llmc.files.manifest import CARD, write_manifest
 from llmc.formats.container import Container
+from llmc.formats.dense import holder
 from llmc.models.config import read_config
 from llmc.models.snapshot import hub_id
 from llmc.pipeline.execute import Written
@@ -26,7 +27,7 @@ Seal = Callable[[Any], None]
 def complete_folder(job: Job, container: Container, folder: Folder, written: Written) -> Seal:
     """Write all but card and manifest; the returned function takes the eval report (or None) and writes those."""
     folder.close()
-    specs = list(job.specs.values())
+    specs = job.encoded
     write_sidecar(
         folder.path,
         job.checkpoint.folder,
@@ -67,7 +68,8 @@ def manifest_body(
     }
     rows = []
     for row in written.report:
-        stored = sorted(container.layout(job.specs[row["tensor"]]))
+        spec = job.specs[row["tensor"]]
+        stored = sorted(holder(container, spec).layout(spec))
         mine = {key: row[key][container.name] for key in ("decoded", "snr_db", "bond")}
         rows.append({**row, **mine, "stored": stored})
     calibration = written.calibration
@@ -114,8 +116,9 @@ def folder_summary(job: Job, container: Container, folder: Folder, written: Writ
 def stored_bits(job: Job, container: Container, folder: Folder) -> float:
     """Stored bits of the Targets, params and padding included, per element."""
     slots = folder.files.slots
-    stored = sum(slots[n].stop - slots[n].start for spec in job.specs.values() for n in container.layout(spec))
-    return 8 * stored / max(sum(spec.target.numel for spec in job.specs.values()), 1)
+    specs = job.encoded or list(job.specs.values())
+    stored = sum(slots[n].stop - slots[n].start for spec in specs for n in holder(container, spec).layout(spec))
+    return 8 * stored / max(sum(spec.target.numel for spec in specs), 1)
 
 
 def base_model(job: Job) -> str:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 from llmc.calibration.activations import held_within
 from llmc.calibration.data import CalibrationOptions
@@ -27,9 +26,14 @@ def needs_statistics(recipe: Recipe) -> bool:
     return any(stage.needs_text for stage in recipe.stages)
 
 
+def aims(recipe: Recipe) -> bool:
+    """Whether the original model is run beside the one that is compressed."""
+    return any(stage.aims > 0 for stage in recipe.stages)
+
+
 def shares(recipe: Recipe) -> bool:
     """Whether rates are to follow what errors cost."""
-    return any(getattr(stage.method, "rates", "equal") == "sensitivity" for stage in recipe.stages)
+    return any(stage.outlook.shares for stage in recipe.stages)
 
 
 def batch_size(options: CalibrationOptions) -> int:
@@ -64,23 +68,37 @@ def _walk(recipe: Recipe, options: CalibrationOptions, checkpoint: Checkpoint, t
     block = max(size for path, size in sizes.items() if path is not None)
     head = checkpoint.model.get_output_embeddings()
     unused = 0 if head is None or checkpoint.skeleton.tied_heads else head.weight.numel()  # the walk ends before it
-    points: dict[str | None, set[tuple[Any, ...]]] = defaultdict(set)
-    for target in targets:
-        points[target.block].add((target.fuse or target.name, target.shape[1]))
-    hessians = max(sum(columns**2 for _, columns in inputs) for inputs in points.values())
+    hessians = max(sum(shapes[0][1] ** 2 for shapes in inputs.values()) for inputs in _inputs(targets).values())
     widest = max(target.shape[1] for target in targets)
     largest = max(target.numel for target in targets)
     tokens = options.num_samples * options.sequence_length
-    waiting = _waiting(tokens * _hidden(checkpoint) * width, tokens * widest * width, activation_memory(recipe))
+    streams = 2 if aims(recipe) else 1
+    waiting = _waiting(streams * tokens * _hidden(checkpoint) * width, streams * tokens * widest * width, recipe)
     wide = sum({target.shape[0] for target in targets}) + widest
     per_pass = min(tokens, batch_size(options) * options.sequence_length) * 2 * wide * width
     # Strips of the sums and of one batch are half of the squares; one whole Hessian and its factor; a few of a matrix.
     solving = hessians * width + widest**2 * 2 * width + largest * 4 * width
+    if aims(recipe):
+        solving += (2 * max(map(_drifts, _inputs(targets).values())) + widest**2) * width
     return (block + sizes[None] - unused) * width + solving + waiting + 2 * per_pass + WALKING
 
 
-def _waiting(hidden: int, widest: int, memory: int) -> int:
+def _inputs(targets: Sequence[Target]) -> dict[str | None, dict[str, list[tuple[int, int]]]]:
+    """Block -> its inputs, by the name of what reads them -> shapes of the matrices that do."""
+    out: dict[str | None, dict[str, list[tuple[int, int]]]] = defaultdict(lambda: defaultdict(list))
+    for target in targets:
+        out[target.block][target.fuse or target.name].append(target.shape)
+    return out
+
+
+def _drifts(inputs: Mapping[str, Sequence[tuple[int, int]]]) -> int:
+    """Elements of the drifts of a block: of outputs where one matrix reads an input and is wide, else of inputs."""
+    return sum(min(shapes[0]) * shapes[0][1] if len(shapes) == 1 else shapes[0][1] ** 2 for shapes in inputs.values())
+
+
+def _waiting(hidden: int, widest: int, recipe: Recipe) -> int:
     """Bytes of all batches between blocks or, where they may wait there, within one: see `Walk.observe`."""
+    memory = activation_memory(recipe)
     within = held_within(hidden, widest)
     return within if within <= memory else 2 * min(hidden, memory)
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeAlias
 
 from llmc.artifacts.card import method_line
 from llmc.artifacts.layout import WeightFiles, at_most
@@ -15,7 +16,7 @@ from llmc.compressors.method import Compressor
 from llmc.embedded.names import CARRIED_TEXT, EMBEDDED_MODEL
 from llmc.errors import MemoryLimitError, UsageError
 from llmc.formats import CONTAINERS
-from llmc.formats.container import Container, Facts, Spec
+from llmc.formats.container import Container, Facts, Spec, encoded
 from llmc.late import torch
 from llmc.models.checkpoint import Checkpoint
 from llmc.models.devices import require_device
@@ -23,10 +24,12 @@ from llmc.models.finite import nonfinite
 from llmc.pipeline.memory import needs_statistics, peak_ram
 from llmc.pipeline.selection import check_formats, choose, fitting, is_named, left_alone
 from llmc.recipe.paths import public
-from llmc.recipe.recipe import Recipe, to_dict
+from llmc.recipe.recipe import Recipe, Stage, to_dict
 from llmc.results import Table, in_words, size
 from llmc.targets import Target
 
+Chosen: TypeAlias = dict[str, tuple[tuple[int, ...], Target]]
+CONTAINERS_OF_VALUES = "dense"
 CODED_SHARE = 0.67  # of bfloat16 weights, coded without loss
 CARRIED_NOTE = (
     f"calibrated on {CARRIED_TEXT}, 300 kB about a small made-up world that llmc carries: "
@@ -39,11 +42,14 @@ class Job:
     """A recipe bound to a model: which stage makes what of which Target, and where every byte goes.
 
     Attributes:
-        stage_of: name on disk -> index of its stage.
-        specs: container name -> the Targets it stores encoded.
+        stage_of: name on disk -> index of its last stage.
+        chains: name on disk -> indices of all its stages.
+        specs: name on disk -> the Target and what it is stored on; on `Values` where nothing encodes it.
         files: folder name -> weight files; "" for a single container.
         notes: what the user should know about it.
         rates: name on disk -> bits per weight, where a budget was shared out.
+        segments: index of a stage -> that of the walk through the model that it belongs to.
+        segment: which of them this is; `partial`: one whose Targets alone are written, for a later one to go on from.
     """
 
     recipe: Recipe
@@ -55,14 +61,70 @@ class Job:
     files: dict[str, WeightFiles]
     notes: tuple[str, ...] = ()
     rates: dict[str, float] = field(default_factory=dict)
+    chains: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    segments: tuple[int, ...] = (0,)
+    partial: bool = False
+
+    segment: int = 0
+
+    def document(self) -> dict[str, Any]:
+        """All that the result depends on as plain data: the recipe, or the stages up to this segment's."""
+        if not self.partial:
+            return to_dict(self.recipe)
+        known = [stage for stage, own in zip(self.recipe.stages, self.segments, strict=True) if own <= self.segment]
+        plain: dict[str, Any] = {
+            "formats": ("dense",),
+            "size": None,
+            "max_kl": None,
+            "entropy": False,
+            "eval": None,
+            "gates": (),
+        }
+        return to_dict(replace(self.recipe, stages=tuple(known), push=None, **plain))
+
+    def stage(self, spec: Spec) -> Stage:
+        """The last stage of a Target in this segment or before it."""
+        return self.recipe.stages[self.stage_of[spec.target.tensor]]
+
+    def aim_of(self, spec: Spec) -> float:
+        """How far a Target aims at the original: what an earlier stage removed is not made up for by a later one."""
+        return 0.0 if self.goes_on(spec) or self.is_done(spec) else self.stage(spec).aims
+
+    def goes_on(self, spec: Spec) -> bool:
+        """Whether an earlier segment has worked on the Target, and this one does too."""
+        return self.first_segment(spec) < self.segment and not self.is_done(spec)
+
+    def is_done(self, spec: Spec) -> bool:
+        """Whether only earlier segments have work to do on the Target."""
+        return self.segments[self.stage_of[spec.target.tensor]] < self.segment
+
+    def first_segment(self, spec: Spec) -> int:
+        return self.segments[self.chains[spec.target.tensor][0]]
+
+    def needs_text(self, spec: Spec) -> bool:
+        return not self.is_done(spec) and (bool(self.stage(spec).method.needs) or self.aim_of(spec) > 0)
+
+    def made_by(self, spec: Spec) -> str:
+        """Names of a Target's stages: `wanda, gptq`."""
+        return ", ".join(self.recipe.stages[i].name for i in self.chains[spec.target.tensor])
+
+    def original(self, spec: Spec) -> torch.Tensor:
+        """The Target's weight `[out, in]` in the original model."""
+        return (self.checkpoint.original or self.checkpoint).matrix(spec.target)
+
+    @property
+    def encoded(self) -> list[Spec]:
+        """What containers are asked about."""
+        return encoded(self.specs.values())
 
     @property
     def needs_statistics(self) -> bool:
-        return needs_statistics(self.recipe)
+        return any(map(self.needs_text, self.specs.values()))
 
-    def method_of(self, tensor: str) -> Compressor:
-        """What compresses this name on disk."""
-        return self.recipe.stages[self.stage_of[tensor]].method
+    def method_of(self, tensor: str) -> Compressor | None:
+        """What compresses this name on disk; None where earlier segments have done all."""
+        spec = self.specs[tensor]
+        return None if self.is_done(spec) else self.stage(spec).method
 
     def folder_of(self, container: str) -> str:
         """Name of the folder a container writes to."""
@@ -140,15 +202,17 @@ def prepare(recipe: Recipe, checkpoint: Checkpoint) -> Job:
     containers: dict[str, Container] = {name: CONTAINERS.get(name)() for name in recipe.formats}
     specs: dict[str, Spec] = {}
     notes = (*checkpoint.notes, *side_notes(checkpoint.folder), *_text_note(recipe))
+    chains = {tensor: stages for tensor, (stages, _) in chosen.items()}
     gates = left_alone(chosen.keys(), checkpoint.targets)
     if recipe.allow_nonfinite:
         chosen, skipped = _finite(chosen, checkpoint)
         notes += skipped
-    for tensor, (stage, target) in chosen.items():
+    for tensor, (stages, target) in chosen.items():
         dtypes = _scale_dtypes(target, containers.values())
-        grid = recipe.stages[stage].method.make_grid(dtypes)
-        specs[tensor] = Spec(target, grid)
-    named = {tensor for tensor, (stage, target) in chosen.items() if is_named(recipe.stages[stage], target)}
+        _check_divides(recipe, stages, target)
+        specs[tensor] = Spec(target, recipe.stages[stages[-1]].method.outlook(dtypes).grid)
+    named = {t for t, (stages, target) in chosen.items() if any(is_named(recipe.stages[i], target) for i in stages)}
+    _check_something(specs, recipe)
     facts = model_facts(checkpoint, specs)
     specs, odd = fitting(specs, containers.values(), facts, named=named, strict=recipe.strict)
     if odd:
@@ -160,8 +224,46 @@ def prepare(recipe: Recipe, checkpoint: Checkpoint) -> Job:
         name if len(containers) > 1 else "": weight_files(checkpoint, container, specs)
         for name, container in containers.items()
     }
-    stage_of = {tensor: chosen[tensor][0] for tensor in specs}
-    return Job(recipe, checkpoint, containers, facts, stage_of, specs, files, notes)
+    stage_of = {tensor: chains[tensor][-1] for tensor in specs}
+    chains = {tensor: chains[tensor] for tensor in specs}
+    cut = segments(recipe, chains.values())
+    options: dict[str, Any] = {"chains": chains, "segments": cut, "segment": max(cut)}
+    return Job(recipe, checkpoint, containers, facts, stage_of, specs, files, notes, **options)
+
+
+def segments(recipe: Recipe, chains: Iterable[Sequence[int]]) -> tuple[int, ...]:
+    """Index of a stage -> its segment: a walk whose stages work on different Targets. The last one encodes."""
+    out = [0] * len(recipe.stages)
+    for index in range(len(out)):
+        before = [chain[chain.index(index) - 1] for chain in chains if index in chain[1:]]
+        out[index] = max((out[i] + 1 for i in before), default=0)
+    last = max(out)
+    return tuple(last if stage.outlook.encodes else own for stage, own in zip(recipe.stages, out, strict=True))
+
+
+def _check_divides(recipe: Recipe, stages: Sequence[int], target: Target) -> None:
+    """Refuse a pattern of columns that does not fill them."""
+    for index in stages:
+        stage = recipe.stages[index]
+        size = stage.outlook.divides
+        if target.shape[1] % size:
+            raise UsageError(
+                f"the pattern of stage {index} ({stage.name}) does not divide {target.shape[1]} columns by {size}",
+                where=target.name,
+                fix=f"add --ignore {target.name}, or use a sparsity",
+            )
+
+
+def _check_something(specs: dict[str, Spec], recipe: Recipe) -> None:
+    """Refuse a container of codes where nothing is encoded."""
+    strange = [name for name in recipe.formats if name != CONTAINERS_OF_VALUES]
+    if strange and not encoded(specs.values()):
+        raise UsageError("no stage encodes anything", where=f"format {strange[0]}", fix="use format dense")
+    bare = [spec.target.name for spec in specs.values() if not encoded([spec])]
+    coded = [name for name in recipe.formats if CONTAINERS.get(name).coded]
+    if bare and coded:
+        fix = "encode it too, or give its stage an ignore"
+        raise UsageError(f"format {coded[0]} holds no matrix that is pruned only", where=bare[0], fix=fix)
 
 
 def _own_format_note(recipe: Recipe) -> tuple[str, ...]:
@@ -183,7 +285,7 @@ def _text_note(recipe: Recipe) -> tuple[str, ...]:
 
 def describe(job: Job) -> PlanResult:
     """The plan of a job."""
-    specs = list(job.specs.values())
+    specs = job.encoded
     entropy = job.recipe.entropy
     sizes = {folder: at_most(f) if entropy else f.sizes for folder, f in job.files.items()}
     files = {f"{folder}/{n}" if folder else n: s for folder, own in sizes.items() for n, s in own.items()}
@@ -199,7 +301,7 @@ def describe(job: Job) -> PlanResult:
         peak_ram_bytes=_peak_ram(job),
         bits_per_weight=bits,
         runtimes={name: _after_export(name, says) for name, says in runtimes.items()} if entropy else runtimes,
-        targets=len(specs),
+        targets=len(job.specs),
         original_bytes=job.checkpoint.file_bytes,
         at_most=entropy or any(container.coded for container in job.containers.values()),
         notes=job.notes,
@@ -248,9 +350,7 @@ def check_memory(job: Job) -> None:
         )
 
 
-def _finite(
-    chosen: dict[str, tuple[int, Target]], checkpoint: Checkpoint
-) -> tuple[dict[str, tuple[int, Target]], tuple[str, ...]]:
+def _finite(chosen: Chosen, checkpoint: Checkpoint) -> tuple[Chosen, tuple[str, ...]]:
     """The Targets without NaN and Inf, and a note for each of the others."""
     bad = {name: found for name in chosen if (found := nonfinite(checkpoint.tensor(name))) is not None}
     if len(bad) == len(chosen):

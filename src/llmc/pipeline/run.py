@@ -27,9 +27,10 @@ from llmc.pipeline.budgets import forget_survey, with_rates, within_kl
 from llmc.pipeline.check import Check, is_cheap
 from llmc.pipeline.check import check as measure_loss
 from llmc.pipeline.entropy import CODED, code_folders
-from llmc.pipeline.execute import Written, calibrate, execute, texts_of
+from llmc.pipeline.execute import Written, calibrate, execute, inputs_of, texts_of
 from llmc.pipeline.finish import complete_folder, folder_summary
 from llmc.pipeline.plan import Job, PlanResult, describe, prepare
+from llmc.pipeline.stages import after_earlier, forget_earlier
 from llmc.public import public
 from llmc.recipe.options import from_options
 from llmc.recipe.recipe import Recipe, load_recipe, resolve_model, resolve_text, to_yaml
@@ -252,12 +253,15 @@ def carry_out(
 ) -> RunResult:
     """Do a prepared job; see `quantize` and `run`."""
     options: dict[str, Any] = {"fresh": fresh, "force": force, "progress": progress}
+    check_place(out, force, *inputs_of(job))
+    job = after_earlier(job, out, fresh=fresh, progress=progress)
     if job.recipe.max_kl is None:
         job = with_rates(job, out, **options)
     else:
         job = within_kl(job, out, partial(_upper_kl, progress=progress), **options)
     result = _write(job, out, allow_unresolved=allow_unresolved, **options)
     forget_survey(out)
+    forget_earlier(job, out)
     if result.failure is not None:
         return result
     return _push(job, result, token, progress)

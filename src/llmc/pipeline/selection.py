@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from collections.abc import Set as AbstractSet
 
 from llmc.errors import UnsupportedError, UsageError
-from llmc.formats.container import Container, Facts, Spec
+from llmc.formats.container import Container, Facts, Spec, encoded
 from llmc.recipe.recipe import Stage
 from llmc.registry import suggest
 from llmc.targets import Target
@@ -27,23 +27,20 @@ GATES = ("gate", "router")
 
 def choose(
     stages: Sequence[Stage], targets: Sequence[Target], where: str, everything: bool = False
-) -> dict[str, tuple[int, Target]]:
-    """Name on disk -> (stage, Target), each Target in one stage.
+) -> dict[str, tuple[tuple[int, ...], Target]]:
+    """Name on disk -> (its stages in order, Target); only the last of them encodes.
 
     Args:
         everything: also embeddings, heads and poolers, where a size is to be met.
 
     Raises UsageError, UnsupportedError for patterns that name nothing, or what cannot be compressed.
     """
-    chosen: dict[str, tuple[int, Target]] = {}
+    chosen: dict[str, tuple[tuple[int, ...], Target]] = {}
     for index, stage in enumerate(stages):
         for target in _selected(stage, targets, everything):
-            if target.tensor in chosen:
-                raise UsageError(
-                    f"{target.name} is targeted by stages {chosen[target.tensor][0]} and {index}",
-                    where=where,
-                    fix="give one of them an ignore",
-                )
+            earlier = chosen[target.tensor][0] if target.tensor in chosen else ()
+            if earlier:
+                _check_order(stages, earlier[-1], index, target, where)
             if str(target.dtype).removeprefix("torch.") not in READ:
                 names = ", ".join(READ)
                 raise UnsupportedError(
@@ -51,13 +48,29 @@ def choose(
                     where=target.tensor,
                     fix=f"add --ignore {target.name}",
                 )
-            chosen[target.tensor] = (index, target)
+            chosen[target.tensor] = ((*earlier, index), target)
     if not chosen and not any(stage.targets or stage.ignore for stage in stages):
         fix = f"name others with --targets: {', '.join(t.name for t in targets[:3])}" if targets else ""
         raise UnsupportedError("the blocks of the model hold no matrix that llmc compresses", where=where, fix=fix)
     if not chosen:
         raise UsageError("no matrix of the model is targeted", where=where, fix="widen --targets or drop --ignore")
     return chosen
+
+
+def _check_order(stages: Sequence[Stage], earlier: int, later: int, target: Target, where: str) -> None:
+    """Refuse a stage that cannot go on from what an earlier one makes of a Target."""
+    one, other = stages[earlier], stages[later]
+    names = f"stages {earlier} ({one.name}) and {later} ({other.name})"
+    if not one.outlook.encodes and (other.outlook.keeps_zeros or not other.outlook.encodes):
+        return
+    message, fix = f"{target.name} is targeted by {names}", "give one of them an ignore"
+    if one.outlook.encodes and not other.outlook.encodes:
+        message += f": {other.name} takes weights, and {one.name} has made codes of them"
+        fix = f"put {other.name} first, or give one of them an ignore"
+    elif not one.outlook.encodes:
+        message += f": {other.name} would not keep the zeros of {one.name}"
+        fix = f"use gptq or rtn in place of {other.name}, or give one of them an ignore"
+    raise UsageError(message, where=where, fix=fix)
 
 
 def _selected(stage: Stage, targets: Sequence[Target], everything: bool) -> list[Target]:
@@ -136,7 +149,7 @@ def fitting(
 def check_formats(specs: dict[str, Spec], containers: Iterable[Container], facts: Facts) -> None:
     """Raise UnsupportedError for a container that cannot hold all of these."""
     for container in containers:
-        for refusal in container.refusals(list(specs.values()), facts):
+        for refusal in container.refusals(encoded(specs.values()), facts):
             raise UnsupportedError(refusal, where=f"format {container.name}")
 
 
@@ -148,9 +161,11 @@ def _misfits(specs: dict[str, Spec], containers: Sequence[Container], facts: Fac
         if size is not None and spec.target.shape[1] % size:
             out[tensor] = f"group_size {size} does not divide their columns"
     for container in containers:
-        if not container.refusals(list(specs.values()), facts):
+        coded = encoded(specs.values())
+        if not container.refusals(coded, facts):
             continue
-        for tensor, spec in specs.items():
+        for spec in coded:
+            tensor = spec.target.tensor
             if tensor not in out and container.refusals([spec], facts):
                 out[tensor] = f"format {container.name} cannot hold them"
     return out

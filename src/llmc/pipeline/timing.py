@@ -17,8 +17,9 @@ from llmc.compressors.method import Context
 from llmc.errors import LlmcError
 from llmc.formats.container import Spec
 from llmc.late import torch
-from llmc.pipeline.memory import shares
+from llmc.pipeline.memory import aims, shares
 from llmc.pipeline.plan import Job
+from llmc.pipeline.stages import earlier
 
 SIDE, SLAB, MOST = 768, 64, 1024
 """Side of the matrices multiplied, rows of the slab compressed, and most columns of it."""
@@ -34,19 +35,25 @@ def seconds(job: Job) -> tuple[float, float]:
 
     Takes some tenths of a second itself, and writes nothing.
     """
+    rate = _products_per_second()
+    work = IMPORTS + sum(_work(each, rate) for each in (*earlier(job), job))
+    return RANGE[0] * work, RANGE[1] * work
+
+
+def _work(job: Job, rate: float) -> float:
+    """Seconds that one walk takes, at so many multiply-adds a second."""
     targets = [spec.target for spec in job.specs.values()]
     work = job.checkpoint.file_bytes / BYTES_PER_SECOND
-    rate = _products_per_second()
     options = job.recipe.calibration
     if options is not None and job.needs_statistics:
         tokens = options.num_samples * options.sequence_length
         weights = sum(t.numel for t in targets if t.kind != "embedding")
         points = {(t.block, t.fuse or t.name): t.shape[1] for t in targets}
-        work += tokens * (weights + sum(columns**2 for columns in points.values()) / 2) / rate
+        squares = sum(columns**2 for columns in points.values())
+        work += tokens * (weights + squares / 2 + (weights + squares if aims(job.recipe) else 0)) / rate
         if shares(job.recipe):
             work += 4 * tokens * weights / rate  # a pass of the whole model, back and forth
-    work += IMPORTS + sum(_of_method(job, list(group)) for group in _by_method(job).values())
-    return RANGE[0] * work, RANGE[1] * work
+    return work + sum(_of_method(job, list(group)) for group in _by_method(job).values())
 
 
 def _by_method(job: Job) -> dict[int, list[Spec]]:
@@ -64,6 +71,8 @@ def _of_method(job: Job, specs: list[Spec]) -> float:
     if first.grid.group_size and width % first.grid.group_size:
         width = columns
     method = job.method_of(first.target.tensor)
+    if method is None:
+        return 0.0
     rows = (SLAB, 4 * SLAB)
     few, many = (_timed(partial(_compress, method, *_sample(method, n, width), job)) for n in rows)
     each = max(0.0, many - few) / (rows[1] - rows[0])
@@ -85,7 +94,7 @@ def _sample(method: Any, rows: int, columns: int) -> tuple[torch.Tensor, dict[st
 
 
 def _compress(method: Any, weight: torch.Tensor, given: dict[str, Any], job: Job) -> None:
-    rates = (4.0,) if hasattr(method, "bits_per_weight") else ()
+    rates = () if method.outlook(("float32",)).bits_per_weight is None else (4.0,)
     dtype = getattr(torch, job.recipe.compute_dtype)
     method(weight, given, Context(dtype, workers=torch.get_num_threads(), rates=rates))
 

@@ -17,7 +17,8 @@ from typing import Any
 from llmc.calibration.data import CalibrationOptions
 from llmc.calibration.mixture import names_of
 from llmc.compressors import METHODS
-from llmc.compressors.options import GridOptions, option
+from llmc.compressors.method import Compressor, Outlook
+from llmc.compressors.options import option
 from llmc.embedded.names import resolve_model, resolve_text
 from llmc.errors import RecipeError, UsageError
 from llmc.eval.gates import check_gate, check_measured, task_name
@@ -100,12 +101,13 @@ class Stage:
         """`aim`, or what it is where nobody says."""
         if self.aim is not None:
             return self.aim
-        return AIM if self.method.needs and not self.sees_original else 0.0
+        return AIM if self.method.needs and not self.outlook.sees_original else 0.0
 
     @property
-    def sees_original(self) -> bool:
-        """Whether layers are calibrated on the inputs of the original model."""
-        return bool(getattr(self.method, "propagate", "quantized") == "original")
+    def outlook(self) -> Outlook:
+        """What its method says before anything runs."""
+        found: Outlook = self.method.outlook(("float32",))
+        return found
 
     @property
     def needs_text(self) -> bool:
@@ -237,15 +239,14 @@ def read_tree(tree: Node) -> Recipe:
     """A Recipe from its tree, checked as a whole."""
     recipe: Recipe = build(Recipe, _share_seed(tree))
     parts = tree.value
-    own = [getattr(stage.method, "formats", None) for stage in recipe.stages]
-    if "formats" not in parts and own[0] is not None:
-        recipe = dataclasses.replace(recipe, formats=own[0])
+    if "formats" not in parts:
+        recipe = dataclasses.replace(recipe, formats=_own_formats(recipe))
     if not recipe.formats or len(set(recipe.formats)) < len(recipe.formats):
         problem = "a format is given twice" if recipe.formats else "no format"
         raise RecipeError(problem, where=parts["formats"].where, fix=f"choose from: {', '.join(CONTAINERS)}")
     for index, stage in enumerate(recipe.stages):
         keys = parts["stages"].value[index].value
-        if stage.sees_original and stage.aims > 0:
+        if stage.outlook.sees_original and stage.aims > 0:
             where = _stage_place(index, stage.name).at(keys["aim"])
             raise RecipeError(
                 "a layer that sees the original's inputs has no drift to make up for",
@@ -263,6 +264,12 @@ def read_tree(tree: Node) -> Recipe:
     return recipe
 
 
+def _own_formats(recipe: Recipe) -> tuple[str, ...]:
+    """The containers of what encodes first; of values alone the plain model."""
+    outlooks = [outlook for stage in recipe.stages if (outlook := stage.outlook).encodes]
+    return (outlooks[0].formats or recipe.formats) if outlooks else ("dense",)
+
+
 def _check_budget(recipe: Recipe, parts: Mapping[str, Node]) -> None:
     """Refuse a budget that nothing follows, or more than one."""
     given = [key for key in ("size", "max_kl") if parts.get(key) is not None and getattr(recipe, key) is not None]
@@ -271,7 +278,7 @@ def _check_budget(recipe: Recipe, parts: Mapping[str, Node]) -> None:
     where = parts[given[0]].where
     if len(given) > 1:
         raise RecipeError("two budgets are given", where=where, fix=f"leave out {parts[given[1]].where}")
-    if not any(hasattr(stage.method, "bits_per_weight") for stage in recipe.stages):
+    if all(stage.outlook.bits_per_weight is None for stage in recipe.stages):
         names = ", ".join(stage.name for stage in recipe.stages)
         raise RecipeError(f"{names} has a size that its options give", where=where, fix="use method trellis")
     if given == ["size"] and recipe.formats != ("llmc",):
@@ -330,12 +337,10 @@ def _stage(index: int, node: Node) -> Stage:
     return stage
 
 
-def _check_grid(method: Any, options: Node, place: Place) -> None:
+def _check_grid(method: Compressor, options: Node, place: Place) -> None:
     """Refuse what the grid does not have, such as nf4 with 3 bits."""
-    if not isinstance(method, GridOptions):
-        return
     try:
-        method.make_grid(("float32",))
+        method.outlook(("float32",))
     except UsageError as error:
         given = [node for node in options.value.values() if node.where.startswith("-")]
         raise RecipeError(error.message, where=place.at([options, *given][-1]), fix=error.fix) from error

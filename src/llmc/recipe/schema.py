@@ -29,6 +29,7 @@ from llmc.results import Table
 NONE_WORDS = {"group_size": "channel"}
 """What None is called in a field, for people."""
 
+PERCENT = re.compile(r"\d{1,3}(\.\d{1,9})?%")
 KINDS: dict[Any, str] = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
 
 
@@ -187,6 +188,8 @@ def _one_of(union: types.UnionType, listed: bool) -> Any:
 def _item(field: Field[Any], kind: Any, node: Node, place: Place) -> Any:
     """One bool, int, float or str, checked."""
     value: Any = node.text if kind is str and node.text is not None else node.value
+    if kind is float and field.metadata.get("share") and isinstance(value, str) and PERCENT.fullmatch(value):
+        value = float(value[:-1]) / 100
     if kind is float and type(value) is int:
         value = float(value)
     if type(value) is not kind:
