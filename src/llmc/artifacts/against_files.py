@@ -21,7 +21,7 @@ from llmc.files.safetensors import read_file
 from llmc.files.travel import ARCHIVE
 from llmc.formats.coded_files import INDEX as CODED_INDEX
 from llmc.formats.coded_files import SINGLE, CodedTensors, coded_name, is_coded
-from llmc.formats.container import Container, Facts, Spec
+from llmc.formats.container import Container, Facts, Spec, encoded
 from llmc.models.config import read_config
 from llmc.models.tensors import Stored
 
@@ -147,7 +147,7 @@ def extra_files(
     path: Path, container: Container, specs: dict[str, Spec], facts: Facts, found: Findings
 ) -> dict[str, Any]:
     """The further files of a container, compared."""
-    extra = container.extra_files(list(specs.values()), facts) if specs else {}
+    extra = container.extra_files(encoded(specs.values()), facts) if specs else {}
     for name, content in extra.items():
         if digest_json(written_document(path / name)) != digest_json(content):
             found.problems.append(f"{name}: not what llmc writes")

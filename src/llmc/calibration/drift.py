@@ -18,7 +18,7 @@ from llmc.calibration.statistics import Hessian
 from llmc.late import torch
 from llmc.threads import run_single
 
-DAMPING = 0.01
+DAMPING = 0.1
 
 
 @dataclass

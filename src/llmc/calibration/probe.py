@@ -166,7 +166,7 @@ class Sums:
         def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             self.began[path] = self._clock
             first = next((each for each in (*args, *kwargs.values()) if isinstance(each, torch.Tensor)), None)
-            if args and first is args[0]:
+            if first is not None and args and first is args[0]:
                 self._source(first, (path, "in"))
 
         return hook

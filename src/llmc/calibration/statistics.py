@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
 from llmc.late import torch
 from llmc.registry import Registry
 
+Stats: TypeAlias = dict[str, Any]
+"""Name of a statistic -> the statistic, of one input point."""
 STATISTICS = Registry("statistic", {"hessian": "llmc.calibration.statistics:Hessian"})
 
 NARROW = 1024  # features, up to which thin strips are the fastest

@@ -21,51 +21,18 @@ from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from greenlet import GreenletExit, getcurrent, greenlet
-
 from llmc.calibration.activations import ActivationStore, activation_bytes, give_back_freed_memory, held_within
-from llmc.calibration.drift import Drift
 from llmc.calibration.experts import observing, route_through_llmc
+from llmc.calibration.forward import Enough, Forward, current, ended
 from llmc.calibration.probe import Probe, Source, Sums, keeping
 from llmc.calibration.reference import Reference, References
-from llmc.calibration.statistics import Hessian
+from llmc.calibration.statistics import Hessian, Stats
 from llmc.late import torch
 from llmc.models.checkpoint import Checkpoint
 from llmc.models.skeleton import direct_parameters
 from llmc.targets import InputPoint
 
 Replaced: TypeAlias = "Callable[[str], torch.Tensor | None]"
-Stats: TypeAlias = dict[str, Any]
-"""Name of a statistic -> the statistic, of one input point."""
-
-
-class _Forward(greenlet):
-    """One batch on its way through the model. Lives in one thread; `switch(command)` lets it go on."""
-
-    def __init__(self, index: int, inputs: dict[str, torch.Tensor], walk: Walk, original: bool) -> None:
-        super().__init__(self._pass)
-        self.index, self.inputs, self.walk, self.original = index, inputs, walk, original
-        self.thread = getcurrent()  # what runs while this batch waits
-        self.at: str | None = None  # the place where it waits
-        self.partials: list[tuple[InputPoint, torch.Tensor, tuple[int, int]]] = []  # shape is (tokens, features)
-        self.drifts: list[tuple[InputPoint, torch.Tensor, Drift]] = []
-        self.kept: dict[Source, torch.Tensor] = {}  # what is part of the residual stream, in this block
-
-    def _pass(self, command: str) -> None:
-        self.walk.checkpoint.model(**self.inputs)
-        self.at = None
-
-    def park(self, place: str, arguments: tuple[Any, ...]) -> str:
-        """Wait at a place until told what to do next; the activations may go to disk meanwhile."""
-        self.at = place
-        held = self.walk.store.put(arguments)
-        command: str = self.thread.switch()
-        self.walk.store.take(held)
-        return command
-
-
-class _Enough(BaseException):
-    """A pass through a block has seen what it was to see."""
 
 
 class Walk:
@@ -124,8 +91,8 @@ class Walk:
         self.over = False  # no batch will see what is loaded from here on
         self._batches = batches
         self._threads: list[ThreadPoolExecutor] = []
-        self._share: list[list[_Forward]] = []
-        self._originals: list[list[_Forward]] = []
+        self._share: list[list[Forward]] = []
+        self._originals: list[list[Forward]] = []
 
     def __enter__(self) -> Walk:
         route_through_llmc(self.checkpoint.model)
@@ -145,7 +112,7 @@ class Walk:
 
     def __exit__(self, *exc: object) -> None:
         for thread, *shares in zip(self._threads, self._share, self._originals, strict=True):
-            thread.submit(self._end, [forward for share in shares for forward in share]).result()
+            thread.submit(ended, [forward for share in shares for forward in share]).result()
             thread.shutdown()
         for undo in self._restore:
             undo()
@@ -201,19 +168,24 @@ class Walk:
             order = self._explore(path, points)
             with keeping(self.checkpoint.model, sum(self._residuals.values(), ()), self._keep):
                 for i, places in enumerate(order):
-                    self._ahead = set().union(*order[i:]) if self._holding else places
-                    if self.aiming and not (self._holding and i):
-                        self._lead_to(path, places, last=places is order[-1])
-                    self._sweep("go" if self._holding else "observe", self._at)
-                    if self._holding:
-                        (self._at,) = places
-                    self.over = self._last_door() and places is order[-1]
-                    if self.aiming and self._holding and not self.over:  # while the layer still has its own weights
-                        with self._own_weights(self._late):
-                            self._lead("go", self._ahead_at)
-                        self._ahead_at = next(iter(order[i + 1])) if i + 1 < len(order) else None
+                    self._stop_at(path, order, i)
                     yield self._found(places)
             self._forget()
+
+    def _stop_at(self, path: str, order: Sequence[set[str]], i: int) -> None:
+        """Bring all batches to a stop, and the original's on to the next one: the layer still has its own weights."""
+        places = order[i]
+        self._ahead = set().union(*order[i:]) if self._holding else places
+        if self.aiming and not (self._holding and i):
+            self._lead_to(path, places, last=places is order[-1])
+        self._sweep("go" if self._holding else "observe", self._at)
+        if self._holding:
+            (self._at,) = places
+        self.over = self._last_door() and places is order[-1]
+        if self.aiming and self._holding and not self.over:
+            with self._own_weights(self._late):
+                self._lead("go", self._ahead_at)
+            self._ahead_at = next(iter(order[i + 1])) if i + 1 < len(order) else None
 
     def _explore(self, path: str, points: Sequence[InputPoint]) -> list[set[str]]:
         """Let one batch show the block; decide how all go through it. Returns the places to stop at, in order."""
@@ -260,13 +232,12 @@ class Walk:
         """Let go of what batches kept for this block."""
         self._residuals = {}
         self._references.clear()
-        for share in (*self._share, *self._originals):
-            for forward in share:
-                forward.kept.clear()
+        for forward in [each for share in (*self._share, *self._originals) for each in share]:
+            forward.kept.clear()
 
     def _keep(self, source: Source, tensor: torch.Tensor) -> None:
         if not self._probing:
-            _current().kept[source] = tensor
+            current().kept[source] = tensor
 
     def see(self, point: InputPoint, x: torch.Tensor, rows: torch.Tensor | None = None) -> None:
         """Called by hooks with the input `x: [..., features]` of a point, from within a forward pass.
@@ -276,11 +247,10 @@ class Walk:
         """
         probe = self._probe
         if self._probing:
-            probe.see(point, x)
-            return
+            return probe.see(point, x)
         if point not in probe.points or point.place not in self._ahead or probe.leader.get(point, point) != point:
             return
-        forward = _current()
+        forward = current()
         residual = [forward.kept[source] for source in self._residuals.get(point, ())]
         if forward.original:
             self._references.keep((forward.index, point), Reference.of(x, rows, residual), alive=self._holding)
@@ -294,27 +264,25 @@ class Walk:
         if point.expert is None:
             self._pause(point.place, x)
 
-    def _compare(self, forward: _Forward, point: InputPoint, seen: Reference) -> None:
+    def _compare(self, forward: Forward, point: InputPoint, seen: Reference) -> None:
         """How far the original's inputs at a point are from those that were seen."""
         reference = self._references.take((forward.index, point))
         module = self.checkpoint.model.get_submodule(point.module) if self._probe.alone(point) else None
-        drift, partial = seen.drift(reference, module)
-        forward.drifts.append((point, partial, drift))
+        forward.drifts.append((point, *seen.drift(reference, module)))
 
     def sees_experts(self, place: str) -> bool:
         """Whether experts are to be run for the inputs of this fused parameter of theirs alone."""
         return self._probe.sees_experts(place) if self._probing else place in self._ahead
 
     def seen_experts(self, place: str, hidden_states: torch.Tensor) -> None:
-        """Called when they have been."""
         self._pause(place, hidden_states)
 
     def _pause(self, place: str, x: torch.Tensor) -> None:
-        forward = _current()
+        forward = current()
         if self._holding:
             forward.park(place, () if forward.original else (x,))  # what an original waits with is asked for meanwhile
         elif self._pausing:
-            raise _Enough
+            raise Enough
 
     def _found(self, places: set[str]) -> dict[InputPoint, Stats]:
         leaders = {point: point for point in self._stats} | self._probe.leader
@@ -323,15 +291,15 @@ class Walk:
         self._stats = {p: stat for p, stat in self._stats.items() if p.place not in places}
         return found
 
-    def _merge(self, forward: _Forward) -> None:
+    def _merge(self, forward: Forward) -> None:
         for point, partial, (tokens, features) in forward.partials:
             self._stats.setdefault(point, {"hessian": Hessian(features)})["hessian"].add(partial, tokens)
-        for (point, partial, drift), (_, _, (tokens, _)) in zip(forward.drifts, forward.partials, strict=False):
+        for (point, drift, partial), (_, _, (tokens, _)) in zip(forward.drifts, forward.partials, strict=False):
             self._stats[point].setdefault("drift", drift).add(partial, tokens)
         forward.partials.clear()
         forward.drifts.clear()
 
-    def _merge_in_turn(self, forward: _Forward) -> bool:
+    def _merge_in_turn(self, forward: Forward) -> bool:
         """False where another thread failed."""
         with self.turn:
             self.turn.wait_for(lambda: self._queue[0] == forward.index or self.failed)
@@ -348,12 +316,12 @@ class Walk:
         own = module.forward
 
         def door(*args: Any, **kwargs: Any) -> Any:
-            forward = _current()
+            forward = current()
             while forward.park(path, (args, kwargs)) == "observe":
                 if self._probing:
                     self._probe.came_in = activation_bytes((args, kwargs))
                 watched = self._probe.sums.adding() if self._probing and self._probe.sums else nullcontext()
-                with suppress(_Enough), watched:
+                with suppress(Enough), watched:
                     for hook in list(module._forward_pre_hooks.values()):  # a head is its own input point
                         hook(module, args)
                     own(*args, **kwargs)
@@ -394,7 +362,7 @@ class Walk:
         if self.aiming:
             self._run(self._originals, command, at, slice(None))
 
-    def _run(self, family: Sequence[Sequence[_Forward]], command: str, at: str | None, which: slice) -> None:
+    def _run(self, family: Sequence[Sequence[Forward]], command: str, at: str | None, which: slice) -> None:
         indices = range(len(self._batches))[which]
         shares = [[f for f in share if f.at == at and f.index in indices] for share in family]
         self._queue = deque(sorted(f.index for share in shares for f in share))
@@ -407,15 +375,15 @@ class Walk:
             raise errors[0]
         give_back_freed_memory()
 
-    def _begin(self, worker: int, workers: int, original: bool = False) -> list[_Forward]:
+    def _begin(self, worker: int, workers: int, original: bool = False) -> list[Forward]:
         """The batches of a thread: every n-th, so that merging in order keeps no thread waiting for long."""
-        return [_Forward(i, self._batches[i], self, original) for i in range(worker, len(self._batches), workers)]
+        return [Forward(i, self._batches[i], self, original) for i in range(worker, len(self._batches), workers)]
 
-    def _act(self, command: str, forwards: Sequence[_Forward]) -> None:
+    def _act(self, command: str, forwards: Sequence[Forward]) -> None:
         with torch.no_grad():
             self._switch(command, forwards)
 
-    def _switch(self, command: str, forwards: Sequence[_Forward]) -> None:
+    def _switch(self, command: str, forwards: Sequence[Forward]) -> None:
         try:
             for forward in forwards:
                 forward.switch(command)
@@ -427,18 +395,6 @@ class Walk:
                 self.turn.notify_all()
             raise
 
-    @staticmethod
-    def _end(forwards: Sequence[_Forward]) -> None:
-        for forward in forwards:
-            forward.throw(GreenletExit)
-
 
 def original(name: str) -> None:
     """No other value than the file's."""
-
-
-def _current() -> _Forward:
-    forward = getcurrent()
-    if not isinstance(forward, _Forward):
-        raise RuntimeError("a block of the model was called outside of a walk")
-    return forward

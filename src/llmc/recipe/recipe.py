@@ -53,7 +53,7 @@ __all__ = [
 ]
 
 DTYPES = ("float32", "float64", "bfloat16")
-AIM = 0.5
+AIM = 0.0
 """How far calibrated layers aim at the original model, see docs/compressors/aim.md."""
 OF_STAGES = ("targets", "ignore", "aim")
 """Fields of a stage that are none of its method."""

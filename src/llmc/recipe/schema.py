@@ -197,7 +197,7 @@ def _item(field: Field[Any], kind: Any, node: Node, place: Place) -> Any:
         takes = KINDS[kind] + (f" or {word}" if word else "")
         fix = "put it in quotes" if kind is str and isinstance(value, bool | int | float) else ""
         raise RecipeError(f"{field.name} must be {takes}, not {shown(value)}", where=place.at(node), fix=fix)
-    if kind is float and not math.isfinite(value):
+    if isinstance(value, float) and not math.isfinite(value):
         raise RecipeError(f"{field.name} must be a finite number", where=place.at(node))
     problem = option_problem(field, value)
     if problem is not None:
