@@ -23,7 +23,7 @@ def llmc(home: Path, *arguments: str, shell: str = "/bin/bash", **variables: str
         ("llmc qu", ["quantize"]),
         ("llmc run q", ["quickstart"]),
         ("llmc recipes w", ["w3", "w4a16-g128", "w8a16"]),
-        ("llmc methods ", ["rtn", "gptq", "trellis"]),
+        ("llmc methods ", ["rtn", "gptq", "trellis", "wanda"]),
         ("llmc quantize --method g", ["gptq"]),
         ("llmc quantize --calib", ["--calibration"]),
     ],

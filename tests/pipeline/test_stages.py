@@ -115,7 +115,7 @@ def test_another_last_stage_goes_on_from_the_first(
     [
         ([GPTQ, WANDA], {}, "wanda takes weights, and gptq has made codes of them; put wanda first"),
         ([WANDA, {"method": "trellis"}], {}, "trellis would not keep the zeros of wanda; use gptq or rtn"),
-        ([GPTQ, GPTQ], {}, "is targeted by stages 0 (gptq) and 1 (gptq); give one of them an ignore"),
+        ([GPTQ, GPTQ], {}, "is targeted by stages 0 and 1; give one of them an ignore"),
         ([WANDA], {"formats": ["gptq"]}, "no stage encodes anything; use format dense"),
         ([{**WANDA, "pattern": "2:7"}, GPTQ], {}, "the pattern of stage 0 (wanda) does not divide"),
         ([{**WANDA, "sparsity": 2}], {}, "sparsity: 2.0 is out of range"),
@@ -137,7 +137,7 @@ def test_orders_and_values_that_cannot_be(
 def test_aiming_brings_outputs_nearer_to_the_original(place: Path, tmp_path: Path, method: str) -> None:
     options: dict[str, Any] = {"calibration": str(place / "corpus.txt"), "num_samples": 32, "sequence_length": 64}
     options |= (
-        {"bits_per_weight": 2.0, "options": {"rates": "equal"}}
+        {"bits_per_weight": 3.0, "options": {"rates": "equal"}}
         if method == "trellis"
         else {"bits": 2, "group_size": 16}
     )

@@ -192,7 +192,7 @@ def test_to_dict_hides_no_default_and_shows_no_path(tmp_path: Path) -> None:
     )
     data = to_dict(recipe)
     assert set(data) == {each.name for each in fields(Recipe)} - {"out"}
-    assert set(data["stages"][1]) == {"method", "targets", "ignore"} | {each.name for each in fields(Rtn)}
+    assert set(data["stages"][1]) == {"method", "targets", "ignore", "aim"} | {each.name for each in fields(Rtn)}
     assert data["stages"][0]["group_size"] == "channel"
     assert data["model"] == tmp_path.name
     assert data["calibration"] == asdict(CalibrationOptions("c.txt", num_samples=4, seed=7))

@@ -25,6 +25,7 @@ METRICS = (
     "bits_per_byte, original_bits_per_byte, overhead_bits_per_weight"
 )
 FORMATS = "compressed-tensors, gptq, bitsandbytes, llmc, dense"
+METHODS_THERE_ARE = "write `- method: rtn | gptq | trellis | wanda`"
 TOP = "model: m\n"
 RTN = TOP + "stages:\n  - method: rtn\n"
 GPTQ = TOP + "calibration:\n  source: t.txt\nstages:\n  - method: rtn\n  - method: gptq\n"
@@ -34,7 +35,7 @@ FILES = {
     RTN + "    bit: 4\n": "r.yaml:4: stage 0 (rtn): unknown key 'bit'; did you mean 'bits'?",
     RTN + "    group-size: 4\n": "r.yaml:4: stage 0 (rtn): unknown key 'group-size'; did you mean 'group_size'?",
     RTN + "    damping: 0.1\n": "r.yaml:4: stage 0 (rtn): unknown key 'damping'; "
-    "choose one of: grid, bits, group_size, symmetric, scales, targets, ignore",
+    "choose one of: grid, bits, group_size, symmetric, scales, targets, ignore, aim",
     RTN + "format: dense\n": "r.yaml:4: unknown key 'format'; did you mean 'formats'?",
     RTN + "<<: {seed: 1}\n": f"r.yaml:4: unknown key '<<'; choose one of: {KEYS}",
     GPTQ + "    dampening: 1\n": "r.yaml:7: stage 1 (gptq): unknown key 'dampening'; did you mean 'damping'?",
@@ -48,8 +49,8 @@ FILES = {
     TOP: "r.yaml: missing key 'stages'; add it, or give --set stages=[{method: rtn}]",
     TOP + "stages: []": "r.yaml:2: no stages; add one: `- method: rtn`",
     TOP + "stages: {method: rtn}": "r.yaml:2: stages must be a list, not a section; write `- method: rtn`",
-    TOP + "stages:\n  - bits: 4": "r.yaml:3: stage 0: missing key 'method'; write `- method: rtn | gptq | trellis`",
-    TOP + "stages:\n  - rtn": "r.yaml:3: stage 0: missing key 'method'; write `- method: rtn | gptq | trellis`",
+    TOP + "stages:\n  - bits: 4": f"r.yaml:3: stage 0: missing key 'method'; {METHODS_THERE_ARE}",
+    TOP + "stages:\n  - rtn": f"r.yaml:3: stage 0: missing key 'method'; {METHODS_THERE_ARE}",
     RTN + "calibration: {num_samples: 3}": "r.yaml:4: calibration: missing key 'source'; "
     "add it, or give --set calibration.source=SOURCE",
     RTN + "eval: {}": "r.yaml:4: eval: missing key 'text' or 'tasks'; add one, or give --set eval.text=FILE",
@@ -59,7 +60,7 @@ FILES = {
     + "gates: kl < 1": "r.yaml:4: gates need figures to check; add `eval: {text: FILE}`, or give --set eval.text=FILE",
     # names
     TOP + "stages:\n  - method: gptqq": "r.yaml:3: stage 0: unknown method 'gptqq'; did you mean 'gptq'?",
-    TOP + "stages:\n  - method: 3": "r.yaml:3: stage 0: unknown method '3'; choose one of: rtn, gptq, trellis",
+    TOP + "stages:\n  - method: 3": "r.yaml:3: stage 0: unknown method '3'; choose one of: rtn, gptq, trellis, wanda",
     RTN + "    grid: nf5\n": "r.yaml:4: stage 0 (rtn): grid: unknown value 'nf5'; choose one of: int, nf4",
     RTN + "    scales: best\n": "r.yaml:4: stage 0 (rtn): scales: unknown value 'best'; choose one of: absmax, mse",
     RTN + "formats: [dense, gtpq]\n": "r.yaml:4: formats: unknown value 'gtpq'; did you mean 'gptq'?",

@@ -82,7 +82,7 @@ class Job:
         Option(
             "--aim",
             metavar="A",
-            help="How far layers make up for what those before them lost: 0 not, 1 in full; .5 with calibration text.",
+            help="How far layers make up for what those before them lost: 0 not, 1 in full.",
         ),
     ] = None
     targets: Annotated[

@@ -60,7 +60,7 @@ def choose(
 def _check_order(stages: Sequence[Stage], earlier: int, later: int, target: Target, where: str) -> None:
     """Refuse a stage that cannot go on from what an earlier one makes of a Target."""
     one, other = stages[earlier], stages[later]
-    names = f"stages {earlier} ({one.name}) and {later} ({other.name})"
+    names = f"stages {earlier} and {later}"
     if not one.outlook.encodes and (other.outlook.keeps_zeros or not other.outlook.encodes):
         return
     message, fix = f"{target.name} is targeted by {names}", "give one of them an ignore"

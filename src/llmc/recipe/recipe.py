@@ -54,7 +54,7 @@ __all__ = [
 
 DTYPES = ("float32", "float64", "bfloat16")
 AIM = 0.0
-"""How far calibrated layers aim at the original model, see docs/compressors/aim.md."""
+"""How far calibrated layers aim at the original model unless a recipe says: see docs/compressors/aim.md."""
 OF_STAGES = ("targets", "ignore", "aim")
 """Fields of a stage that are none of its method."""
 
@@ -86,8 +86,8 @@ class Stage:
     In a recipe the fields of the method stand beside `method`, `targets`, `ignore` and `aim`.
 
     Attributes:
-        aim: how far each layer makes up for what the layers before it lost, see `llmc.calibration.drift`; None: as far
-            as is best where the method is calibrated, else not at all.
+        aim: how far each layer makes up for what the layers before it lost, see `llmc.calibration.drift`; None: AIM
+            where the method is calibrated, else 0.
     """
 
     name: str
@@ -96,12 +96,13 @@ class Stage:
     ignore: tuple[str, ...] = ()
     aim: float | None = option(None, "0: at what the layer did; 1: at the original model's outputs", least=0, most=1)
 
+    def __post_init__(self) -> None:
+        if self.aim is None:
+            object.__setattr__(self, "aim", AIM if self.method.needs and not self.outlook.sees_original else 0.0)
+
     @property
     def aims(self) -> float:
-        """`aim`, or what it is where nobody says."""
-        if self.aim is not None:
-            return self.aim
-        return AIM if self.method.needs and not self.outlook.sees_original else 0.0
+        return self.aim or 0.0
 
     @property
     def outlook(self) -> Outlook:
@@ -217,7 +218,7 @@ def to_dict(recipe: Recipe) -> dict[str, Any]:
     data: dict[str, Any] = plain(recipe)
     del data["out"]
     data["stages"] = [
-        {"method": s.name, **plain(s.method), "targets": list(s.targets), "ignore": list(s.ignore), "aim": s.aims}
+        {"method": s.name, **plain(s.method), "targets": list(s.targets), "ignore": list(s.ignore), "aim": s.aim}
         for s in recipe.stages
     ]
     data["model"] = public(recipe.model)
