@@ -114,10 +114,10 @@ def test_the_wheel_holds_all_that_belongs_to_it(installed: Installed) -> None:
     script = (
         "import llmc, llmc._native as native; from pathlib import Path; place = Path(llmc.__file__).parent; "
         "assert 'env' in place.parts and Path(native.__file__).parent == place, (place, native.__file__); "
-        "print(*llmc.recipe_names(), *(p.name for p in (place / 'eval').iterdir()))"
+        "print(*llmc.recipe_names(), *(p.name for p in (place / 'eval' / 'reports').iterdir()))"
     )
     printed = installed.run("python", "-I", "-c", script).split()
-    assert {"quickstart", "comparison.schema.json", "report.css"} <= {*printed}
+    assert {"quickstart", "comparison.schema.json", "report.css", "report.html.jinja"} <= {*printed}
     installed.run("python", "-m", "pip", "install", "-qq", "pytest", "pytest-timeout", "hypothesis")
     options = ["-c", ROOT / "pyproject.toml", "--rootdir", ROOT, "-o", f"pythonpath={ROOT / 'tests'}"]
-    installed.run("python", "-m", "pytest", *options, *(ROOT / "tests" / name for name in CODER))
+    installed.run("python", "-m", "pytest", *options, *(ROOT / "tests" / "encodings" / name for name in CODER))
